@@ -1,0 +1,208 @@
+// Vectors of kLanes floats in the compiler's own vector type (+, *, comparisons and scalar operands come with it), and
+// what that type lacks: loads of several storage types, partial loads, reductions, exp and a register transpose.
+#pragma once
+
+#include "level.h"
+
+#if SKELOPS_X86
+#include <immintrin.h>
+#endif
+
+namespace skelops::SKELOPS_LEVEL {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t UintVec __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
+// The same vectors at any address: a plain Vec access promises alignment to its full size.
+typedef float LooseVec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef uint16_t LooseHalfVec __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+inline Vec splat(float value) { return Vec{} + value; }
+
+inline Vec load(const float* p) { return *reinterpret_cast<const LooseVec*>(p); }
+
+inline Vec load(const bf16* p) {
+  const HalfVec bits = *reinterpret_cast<const LooseHalfVec*>(p);
+  return reinterpret_cast<Vec>(__builtin_convertvector(bits, UintVec) << 16);
+}
+
+inline void store(float* p, Vec x) { *reinterpret_cast<LooseVec*>(p) = x; }
+
+// Round to nearest even; a NaN stays a NaN (rounding could carry its mantissa into infinity).
+inline void store(bf16* p, Vec x) {
+  const UintVec bits = reinterpret_cast<UintVec>(x);
+  const UintVec rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  const UintVec nan = reinterpret_cast<UintVec>(x != x);
+  const UintVec chosen = (nan & ((bits >> 16) | 0x40u)) | (~nan & (rounded >> 16));
+  *reinterpret_cast<LooseHalfVec*>(p) = __builtin_convertvector(chosen, HalfVec);
+}
+
+inline float to_float(float x) { return x; }
+inline float to_float(bf16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float value;
+  __builtin_memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline void put(float* p, float x) { *p = x; }
+inline void put(bf16* p, float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  const uint32_t rounded = x != x ? (bits >> 16) | 0x40u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  p->bits = static_cast<uint16_t>(rounded);
+}
+
+// The first n < kLanes elements; the other lanes are zero. Never touches memory past them.
+inline Vec load_first(const float* p, int64_t n) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
+#else
+  Vec x{};
+  __builtin_memcpy(&x, p, 4 * n);
+  return x;
+#endif
+}
+
+inline Vec load_first(const bf16* p, int64_t n) {
+  HalfVec bits{};
+#if defined(__AVX512F__)
+  bits = reinterpret_cast<HalfVec>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p));
+#else
+  __builtin_memcpy(&bits, p, 2 * n);
+#endif
+  return reinterpret_cast<Vec>(__builtin_convertvector(bits, UintVec) << 16);
+}
+
+inline void store_first(float* p, Vec x, int64_t n) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m512>(x));
+#else
+  __builtin_memcpy(p, &x, 4 * n);
+#endif
+}
+
+inline void store_first(bf16* p, Vec x, int64_t n) {
+  bf16 all[kLanes];
+  store(all, x);
+  __builtin_memcpy(p, all, 2 * n);
+}
+
+inline float sum(Vec x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(reinterpret_cast<__m512>(x));
+#else
+  float total = 0;
+  for (int i = 0; i < kLanes; ++i) total += x[i];
+  return total;
+#endif
+}
+
+inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+
+inline float maximum(Vec x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(reinterpret_cast<__m512>(x));
+#else
+  float most = x[0];
+  for (int i = 1; i < kLanes; ++i) most = most > x[i] ? most : x[i];
+  return most;
+#endif
+}
+
+// exp(x) to about one unit in the last place: 2^n * p(r), r = x - n ln 2 in [-ln2/2, ln2/2], p the Taylor polynomial of degree 7.
+// Below -87.3 the result is 0 (no subnormals); above 88.7 it is infinity; NaN stays NaN.
+inline Vec exp(Vec x) {
+  const Vec clamped = x < -87.3f ? splat(-87.3f) : (x > 88.7f ? splat(88.7f) : x);
+  const Vec shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum rounds to an integer
+  const Vec n = shifted - 12582912.0f;
+  const Vec r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
+  Vec p = splat(1.98412698e-4f);
+  p = p * r + 1.38888889e-3f;
+  p = p * r + 8.33333333e-3f;
+  p = p * r + 4.16666667e-2f;
+  p = p * r + 1.66666667e-1f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  // Scaled in two steps: 2^128 alone is past the largest float.
+  const IntVec exponent = __builtin_convertvector(n, IntVec);
+  const IntVec half = exponent >> 1;
+  const Vec low = reinterpret_cast<Vec>((half + 127) << 23);
+  const Vec high = reinterpret_cast<Vec>((exponent - half + 127) << 23);
+  const Vec value = p * low * high;
+  const Vec bounded = x < -87.3f ? splat(0.0f) : (x > 88.7f ? splat(__builtin_inff()) : value);
+  return x != x ? x : bounded;
+}
+
+// rows[i] becomes column i: log2(kLanes) rounds of pairwise exchange.
+template <int Step>
+inline void exchange(Vec* rows) {
+  constexpr auto low = [](int i) { return (i / Step) % 2 ? kLanes + i - Step : i; };
+  constexpr auto high = [](int i) { return (i / Step) % 2 ? kLanes + i : i + Step; };
+  for (int i = 0; i < kLanes; ++i) {
+    if ((i / Step) % 2) continue;
+    const Vec a = rows[i], b = rows[i + Step];
+#if defined(__AVX512F__)
+    rows[i] = __builtin_shufflevector(a, b, low(0), low(1), low(2), low(3), low(4), low(5), low(6), low(7), low(8), low(9),
+                                      low(10), low(11), low(12), low(13), low(14), low(15));
+    rows[i + Step] = __builtin_shufflevector(a, b, high(0), high(1), high(2), high(3), high(4), high(5), high(6), high(7), high(8),
+                                             high(9), high(10), high(11), high(12), high(13), high(14), high(15));
+#elif defined(__AVX2__)
+    rows[i] = __builtin_shufflevector(a, b, low(0), low(1), low(2), low(3), low(4), low(5), low(6), low(7));
+    rows[i + Step] = __builtin_shufflevector(a, b, high(0), high(1), high(2), high(3), high(4), high(5), high(6), high(7));
+#else
+    rows[i] = __builtin_shufflevector(a, b, low(0), low(1), low(2), low(3));
+    rows[i + Step] = __builtin_shufflevector(a, b, high(0), high(1), high(2), high(3));
+#endif
+  }
+}
+
+inline void transpose(Vec* rows) {
+#if defined(__AVX512F__)
+  exchange<8>(rows);
+#endif
+#if defined(__AVX512F__) || defined(__AVX2__)
+  exchange<4>(rows);
+#endif
+  exchange<2>(rows);
+  exchange<1>(rows);
+}
+
+// out[c][r] = in[r][c] for a (rows, columns) matrix; out rows are padded with zeros up to a multiple of kLanes columns.
+// ldin and ldout count elements between rows; In and Out are any of float and bf16.
+template <typename In, typename Out>
+inline void transpose_tile(const In* in, int64_t ldin, int64_t rows, int64_t columns, Out* out, int64_t ldout, bool pad) {
+  Vec block[kLanes];
+  for (int64_t r = 0; r < rows; r += kLanes) {
+    const int64_t nr = smaller(kLanes, rows - r);
+    for (int64_t c = 0; c < columns; c += kLanes) {
+      const int64_t nc = smaller(kLanes, columns - c);
+      for (int64_t i = 0; i < kLanes; ++i)
+        block[i] = i >= nr ? Vec{} : nc == kLanes ? load(in + (r + i) * ldin + c) : load_first(in + (r + i) * ldin + c, nc);
+      transpose(block);
+      for (int64_t i = 0; i < nc; ++i) {
+        Out* row = out + (c + i) * ldout + r;
+        if (nr == kLanes || pad)
+          store(row, block[i]);
+        else
+          store_first(row, block[i], nr);
+      }
+    }
+  }
+}
+
+}  // namespace skelops::SKELOPS_LEVEL

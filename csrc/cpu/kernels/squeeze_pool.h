@@ -1,0 +1,30 @@
+// Kernels of squeeze_pool; see squeeze_pool.cpp beside this file.
+#pragma once
+
+#include "level.h"
+
+namespace skelops {
+
+struct SqueezePool {
+  const void* x;           // (N * bodies, C, T, V), contiguous or channels_last
+  const int64_t* lengths;  // (N * bodies) or null
+  void *frames, *joints, *mean;
+  int64_t N, bodies, C, T, V;
+  Dtype dtype;
+  bool channels_last;
+};
+
+struct SqueezePoolBackward {
+  const void *frames, *joints, *mean;  // (N, C, T), (N, C, V), (N, C), contiguous
+  const int64_t* lengths;
+  void* x;  // the gradient, (N * bodies, C, T, V)
+  int64_t N, bodies, C, T, V;
+  Dtype dtype;
+  bool channels_last;
+};
+
+// Clips begin..end of one call.
+SKELOPS_KERNEL(squeeze_pool, (const SqueezePool& p, int64_t begin, int64_t end))
+SKELOPS_KERNEL(squeeze_pool_backward, (const SqueezePoolBackward& p, int64_t begin, int64_t end))
+
+}  // namespace skelops

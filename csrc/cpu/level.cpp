@@ -1,0 +1,71 @@
+// Which instruction set the kernels run with, and the scratch memory that they share.
+#include "kernels/level.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <string>
+
+namespace skelops {
+
+namespace {
+
+Level best() {
+#if SKELOPS_X86
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    return Level::avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Level::avx2;
+#endif
+  return Level::portable;
+}
+
+Level chosen() {
+  const char* wish = std::getenv("SKELOPS_CPU_LEVEL");
+  const Level limit = wish && !std::strcmp(wish, "portable") ? Level::portable
+                      : wish && !std::strcmp(wish, "avx2")   ? Level::avx2
+                                                             : Level::avx512;
+  return best() < limit ? best() : limit;
+}
+
+struct Buffer {
+  float* data = nullptr;
+  int64_t size = 0;
+  ~Buffer() { std::free(data); }
+};
+
+int64_t instruction_set() { return static_cast<int64_t>(level()); }
+
+}  // namespace
+
+Level level() {
+  static const Level value = chosen();
+  return value;
+}
+
+float* scratch(int slot, int64_t floats) {
+  static thread_local Buffer buffers[8];
+  Buffer& buffer = buffers[slot];
+  if (buffer.size < floats) {
+    std::free(buffer.data);
+    buffer.data = nullptr;
+    buffer.size = 0;
+    const size_t bytes = (static_cast<size_t>(floats) * sizeof(float) + 63) / 64 * 64;
+    buffer.data = static_cast<float*>(std::aligned_alloc(64, bytes));
+    if (!buffer.data) throw std::bad_alloc();
+    buffer.size = floats;
+  }
+  return buffer.data;
+}
+
+}  // namespace skelops
+
+STABLE_TORCH_LIBRARY_FRAGMENT(skelops_cpu, m) {
+  m.def("instruction_set() -> int");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(skelops_cpu, CompositeExplicitAutograd, m) {
+  m.impl("instruction_set", TORCH_BOX(&skelops::instruction_set));
+}

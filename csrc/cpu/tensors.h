@@ -1,0 +1,72 @@
+// What the bindings share: torch tensors turned into the plain pointers and strides that kernels take.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <optional>
+#include <vector>
+
+#include "kernels/level.h"
+
+namespace skelops {
+
+using torch::stable::Tensor;
+using torch::stable::parallel_for;
+
+inline Dtype dtype_of(const Tensor& x) {
+  const auto type = x.scalar_type();
+  if (type == torch::headeronly::ScalarType::Float) return Dtype::f32;
+  STD_TORCH_CHECK(type == torch::headeronly::ScalarType::BFloat16, "kernels take float32 and bfloat16");
+  return Dtype::bf16;
+}
+
+// The memory of a tensor about to be written whole. A fresh large tensor costs a page fault per 4 KB when first touched,
+// which is most of the time of a memory-bound kernel; huge pages cost one per 2 MB.
+inline void* output_data(const Tensor& x) {
+  auto* data = static_cast<char*>(x.mutable_data_ptr());
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t huge = 2 << 20;
+  const int64_t bytes = x.numel() * (x.scalar_type() == torch::headeronly::ScalarType::BFloat16 ? 2 : 4);
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + huge - 1) / huge * huge;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + bytes) / huge * huge;
+  if (last > first)
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+  return data;
+}
+
+// A (B, C, T, V) map in one of the two formats that kernels read; any other is copied to a contiguous one.
+struct Map {
+  Tensor tensor;
+  bool channels_last;
+  int64_t B, C, T, V;
+};
+
+inline Map as_map(const Tensor& x) {
+  const int64_t B = x.size(0), C = x.size(1), T = x.size(2), V = x.size(3);
+  const int64_t sizes[4] = {B, C, T, V};
+  const auto has_strides = [&](int64_t b, int64_t c, int64_t t, int64_t v) {
+    const int64_t strides[4] = {b, c, t, v};
+    for (int i = 0; i < 4; ++i)
+      if (sizes[i] > 1 && x.stride(i) != strides[i]) return false;
+    return true;
+  };
+  if (has_strides(C * T * V, T * V, V, 1)) return {x, false, B, C, T, V};
+  if (has_strides(C * T * V, 1, V * C, C)) return {x, true, B, C, T, V};
+  return {torch::stable::contiguous(x), false, B, C, T, V};
+}
+
+inline Tensor to_int64(const Tensor& x) { return torch::stable::contiguous(torch::stable::to(x, torch::headeronly::ScalarType::Long)); }
+
+inline const void* input_data(const Tensor& x) { return x.const_data_ptr(); }
+
+inline const void* input_data(const std::optional<Tensor>& x) { return x ? x->const_data_ptr() : nullptr; }
+
+}  // namespace skelops

@@ -1,0 +1,109 @@
+"""Which backend serves an op: one pure function, `choose`, and the switch that forces one."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+from skelops import _native
+
+#: Backends in order of preference, per device type.
+BACKENDS = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+NAMES = ("auto", "reference", "cpu", "triton", "cuda")
+
+_forced = "auto"
+_warned: set[str] = set()
+
+
+class Choice(NamedTuple):
+    """The backend that serves a call, and for each preferred one why it does not."""
+
+    backend: str
+    reasons: dict[str, str]
+
+
+def unavailable(backend: str, op: str, dtypes: tuple[torch.dtype, ...], dtype: torch.dtype) -> str | None:
+    """Why ``backend`` cannot serve ``op`` at ``dtype`` on this machine; None where it can."""
+    if backend == "reference":
+        return None
+    if backend == "cpu":
+        if _native.missing:
+            return _native.missing
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"skelops_cpu::{op}", "CPU"):
+            return f"no CPU kernel of {op} in the native library; {_native.BUILD_HINT}"
+        if dtype not in dtypes:
+            return f"the CPU kernel takes {', '.join(str(d).removeprefix('torch.') for d in dtypes)}; got {dtype}"
+        return None
+    return f"{op} has no {backend} kernel"
+
+
+def choose(op: str, device: str, dtypes: tuple[torch.dtype, ...], dtype: torch.dtype, forced: str = "auto") -> Choice:
+    """The backend for one op, device type and dtype, with the reasons against those that were preferred.
+
+    Args:
+        op: name of the dispatcher op, without namespace.
+        device: device type ("cpu", "cuda", ...); an unknown one is served by the reference.
+        dtypes: what the compiled kernel takes.
+        dtype: what the call brings.
+        forced: a backend to insist on, or "auto".
+
+    Raises:
+        RuntimeError: ``forced`` names a backend that cannot serve the call.
+    """
+    candidates = BACKENDS.get(device, ("reference",))
+    if forced != "auto":
+        reason = unavailable(forced, op, dtypes, dtype) if forced in candidates else f"it does not run on {device}"
+        if reason:
+            raise RuntimeError(f"skelops.backend({forced!r}): {op}: {reason}")
+        return Choice(forced, {})
+    reasons: dict[str, str] = {}
+    for backend in candidates:
+        reason = unavailable(backend, op, dtypes, dtype)
+        if reason is None:
+            return Choice(backend, reasons)
+        reasons[backend] = reason
+    raise AssertionError("the reference serves everything")
+
+
+def resolve(op: str, device: str, dtypes: tuple[torch.dtype, ...], dtype: torch.dtype) -> str:
+    """`choose` for a call that is about to run: tells once, or refuses, when a kernel that should be there is missing.
+
+    A dtype that no kernel takes (float64) runs on the reference by design and is not reported.
+    """
+    choice = choose(op, device, dtypes, dtype, _forced)
+    if choice.backend == "reference" and choice.reasons and dtype in dtypes:
+        reason = next(iter(choice.reasons.values()))
+        if os.environ.get("SKELOPS_REQUIRE_NATIVE") == "1":
+            raise RuntimeError(f"SKELOPS_REQUIRE_NATIVE=1: {op} on {device} would run on the reference: {reason}")
+        if reason not in _warned:
+            _warned.add(reason)
+            warnings.warn(f"skelops runs on the slow reference backend: {reason}", RuntimeWarning, stacklevel=4)
+    return choice.backend
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Forces every op in the block to one backend: ``with skelops.backend("reference"): ...``.
+
+    For debugging and benchmarks. It holds for the whole process, and for the backward pass only if that runs in the block, too.
+
+    Args:
+        name: "auto" (the default choice), "reference", "cpu", "triton" or "cuda".
+
+    Raises:
+        ValueError: the name is unknown.
+        RuntimeError: raised by an op in the block that the backend cannot serve, with the reason.
+    """
+    if name not in NAMES:
+        raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
+    global _forced
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before

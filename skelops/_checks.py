@@ -1,0 +1,107 @@
+"""Argument checks: errors that name the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+class Shapes:
+    """Checks tensors against shapes written as words, and remembers what each letter stood for.
+
+    >>> shapes = Shapes()
+    >>> shapes.check("x", x, "B C T V")
+    >>> shapes.check("weight", weight, "K O C")  # C must equal that of x
+    """
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}
+
+    def __getitem__(self, letter: str) -> int:
+        return self.sizes[letter]
+
+    def matches(self, value: torch.Tensor, shape: str) -> bool:
+        """Whether the letters known so far allow this shape."""
+        letters = shape.split()
+        return value.dim() == len(letters) and all(
+            self.sizes.get(letter, size) == size for letter, size in zip(letters, value.shape, strict=True)
+        )
+
+    def check(self, name: str, value: Any, *shapes: str, dtype: str = "float") -> str:
+        """Checks a tensor against one of several shapes; returns the one that fits.
+
+        Raises:
+            TypeError: not a tensor, or not of the kind of dtype ("float", "integer", "bool or float").
+            ValueError: the shape fits none; the message lists them with the sizes known so far.
+        """
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+        kinds = {
+            "float": value.is_floating_point(),
+            "integer": not value.is_floating_point() and not value.is_complex() and value.dtype != torch.bool,
+            "bool or float": value.is_floating_point() or value.dtype == torch.bool,
+        }
+        if not kinds[dtype]:
+            raise TypeError(f"{name}: expected a {dtype} tensor, got {value.dtype}")
+        for shape in shapes:
+            if self.matches(value, shape):
+                self.sizes.update(zip(shape.split(), value.shape, strict=True))
+                return shape
+        expected = " or ".join("(" + ", ".join(shape.split()) + ")" for shape in shapes)
+        known = ", ".join(f"{k}={v}" for k, v in self.sizes.items() if any(k in shape.split() for shape in shapes))
+        raise ValueError(
+            f"{name}: expected shape {expected}{' with ' + known if known else ''}, got {tuple(value.shape)}"
+        )
+
+
+def same_device(**tensors: torch.Tensor | None) -> None:
+    """All tensors that are given lie on the device of the first.
+
+    Raises:
+        ValueError: names the first tensor that lies elsewhere.
+    """
+    (first, reference), *others = tensors.items()
+    assert reference is not None
+    for name, tensor in others:
+        if tensor is not None and tensor.device != reference.device:
+            raise ValueError(f"{name}: expected device {reference.device} as {first}, got {tensor.device}")
+
+
+def same_dtype(**tensors: torch.Tensor | None) -> None:
+    """All tensors that are given have the dtype of the first, unless autocast is about to make it so.
+
+    Raises:
+        TypeError: names the first tensor of another dtype.
+    """
+    (first, reference), *others = tensors.items()
+    assert reference is not None
+    if torch.is_autocast_enabled(reference.device.type):
+        return
+    for name, tensor in others:
+        if tensor is not None and tensor.dtype != reference.dtype:
+            raise TypeError(f"{name}: expected {reference.dtype} as {first}, got {tensor.dtype}")
+
+
+def one_of(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """``value`` is one of ``choices``.
+
+    Raises:
+        ValueError: lists the choices.
+    """
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def positive(name: str, value: float) -> None:
+    """``value`` is a finite number above zero.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: zero, negative, infinite or NaN.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name}: expected a finite number above zero, got {value}")

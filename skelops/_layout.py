@@ -1,0 +1,18 @@
+"""Memory formats of feature maps: kernels read and write contiguous and channels_last maps, and keep the format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+def is_channels_last(x: torch.Tensor) -> bool:
+    """Whether a (B, C, T, V) map lies channels_last; a map that is both formats at once counts as contiguous."""
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def empty_map(x: torch.Tensor, shape: Sequence[int], channels_last: bool) -> torch.Tensor:
+    """An uninitialised (B, C, T, V) map of the dtype and device of ``x`` in one of the two formats."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)

@@ -1,0 +1,44 @@
+"""The compiled part: loading it, and what it says of itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+FOLDER = Path(__file__).parent / "lib"
+BUILD_HINT = "build it with: pip install --no-build-isolation ."
+LEVELS = ("portable", "AVX2", "AVX-512")
+
+
+def _report(part: str) -> str:
+    """Why a part is missing: the line that the build left, or that no build ran."""
+    try:
+        reason = json.loads((FOLDER / "build.json").read_text()).get(part, "the build left it out")
+    except (OSError, ValueError):
+        reason = "no native build ran"
+    return "it was built, but its file is gone" if reason == "built" else str(reason).splitlines()[0]
+
+
+def _load() -> str | None:
+    library = FOLDER / "libskelops_cpu.so"
+    if not library.exists():
+        return f"native CPU kernels are not built ({_report('libskelops_cpu')}); {BUILD_HINT}"
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        return f"native CPU kernels do not load ({str(error).splitlines()[0]}); {BUILD_HINT}"
+    return None
+
+
+#: Why the CPU kernels are missing, in one line; None where they are loaded.
+missing: str | None = _load()
+
+
+def instruction_set() -> str | None:
+    """The instruction set that the CPU kernels run with, or None where they are not loaded.
+
+    The environment variable SKELOPS_CPU_LEVEL (portable, avx2, avx512) lowers it.
+    """
+    return None if missing else LEVELS[torch.ops.skelops_cpu.instruction_set()]

@@ -1,0 +1,117 @@
+"""What makes a dispatcher op of a schema, a reference and a function that allocates the outputs.
+
+    op = Op("squeeze_pool(Tensor x) -> (Tensor, Tensor, Tensor)", reference=..., outputs=...)
+    op.differentiable(setup_context, backward)
+    op.autocast()
+
+The public functions check their arguments and call the op. torch.compile, autograd, autocast and fake tensors see
+``skelops::squeeze_pool``; at run time it asks `skelops._backend` which backend serves the call. A compiled backend is an
+op of the same name in a namespace of its own (``skelops_cpu``) that fills outputs allocated here, so that kernels never
+allocate results and every backend returns the same strides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.library import Library
+
+from skelops import _backend
+
+LIBRARY = Library("skelops", "DEF")
+NATIVE = Library("skelops_cpu", "FRAGMENT")
+REGISTRY: dict[str, Op] = {}
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def _first_float(args: tuple[Any, ...]) -> torch.Tensor:
+    for arg in args:
+        for tensor in arg if isinstance(arg, list | tuple) else (arg,):
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+                return tensor
+    raise TypeError("an op needs at least one floating-point tensor")
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+        return value.to(dtype)
+    return value
+
+
+class Op:
+    """A dispatcher op ``skelops::NAME`` with a reference for every device and kernels where they exist.
+
+    Args:
+        schema: schema without namespace, e.g. ``"f(Tensor x) -> Tensor"``. An op that writes into its arguments
+            annotates them (``Tensor(a!) queue``) and returns ``()``.
+        reference: the definition of the op in eager PyTorch, clean in float64.
+        outputs: allocates the results (also the fake implementation); None for an op that writes into its arguments.
+        dtypes: dtypes of the first floating-point argument that compiled kernels take.
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        *,
+        reference: Callable[..., Any],
+        outputs: Callable[..., Any] | None,
+        dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES,
+    ) -> None:
+        self.name, arguments = schema.split("(", 1)
+        self.reference, self.outputs, self.dtypes = reference, outputs, dtypes
+        LIBRARY.define(schema)
+        arguments = arguments.rsplit("->", 1)[0].strip().removesuffix(")")
+        NATIVE.define(f"{self.name}({arguments}{', Tensor(z!)[] outputs' if outputs else ''}) -> ()")
+        LIBRARY.impl(self.name, self._run, "CompositeExplicitAutograd")
+        fake = outputs or (lambda *args: None)
+        torch.library.register_fake(f"skelops::{self.name}", fake, lib=LIBRARY)
+        self._overload = getattr(torch.ops.skelops, self.name).default
+        self._native = getattr(torch.ops.skelops_cpu, self.name).default
+        REGISTRY[self.name] = self
+
+    def __call__(self, *args: Any) -> Any:
+        return self._overload(*args)
+
+    def _run(self, *args: Any) -> Any:
+        tensor = _first_float(args)
+        backend = _backend.resolve(self.name, tensor.device.type, self.dtypes, tensor.dtype)
+        if self.outputs is None:
+            (self.reference if backend == "reference" else self._native)(*args)
+            return None
+        outputs = self.outputs(*args)
+        flat = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+        if backend == "reference":
+            results = self.reference(*args)
+            results = [results] if isinstance(results, torch.Tensor) else results
+            # The reference computes in whatever layout comes; what was promised to the compiler is returned.
+            flat = [r if r.stride() == o.stride() else o.copy_(r) for r, o in zip(results, flat, strict=True)]
+        else:
+            self._native(*args, flat)
+        return flat[0] if isinstance(outputs, torch.Tensor) else tuple(flat)
+
+    def differentiable(self, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
+        """Registers the gradient, as torch.library.register_autograd does."""
+        torch.library.register_autograd(f"skelops::{self.name}", backward, setup_context=setup_context, lib=LIBRARY)
+
+    def not_differentiable(self) -> None:
+        """For a backward op: asking for its own gradient is an error that says so, not a silent zero."""
+
+        def refuse(ctx: Any, *grads: torch.Tensor) -> Any:
+            raise RuntimeError(f"skelops::{self.name} has no gradient: double backward is not supported")
+
+        torch.library.register_autograd(f"skelops::{self.name}", refuse, lib=LIBRARY)
+
+    def autocast(self) -> None:
+        """Under autocast, casts every floating-point argument (but float64) to the autocast dtype, as conv2d does."""
+        for device in ("CPU", "CUDA"):
+            key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
+
+            def lowered(*args: Any, device: str = device, key: Any = key) -> Any:
+                dtype = torch.get_autocast_dtype(device.lower())
+                with torch._C._ExcludeDispatchKeyGuard(key):
+                    return self._overload(*(_cast(arg, dtype) for arg in args))
+
+            LIBRARY.impl(self.name, lowered, f"Autocast{device}")

@@ -1,0 +1,52 @@
+"""Array files that are written once and memory-mapped afterwards."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+
+def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
+    """`folder`, else $SKELOPS_CACHE, else ~/.cache/skelops; made if it does not exist."""
+    path = Path(folder or os.environ.get("SKELOPS_CACHE") or Path.home() / ".cache" / "skelops")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def digest(files: Iterable[Path], *settings: object) -> str:
+    """16 hexadecimal digits that change with any file's name, size or modification time, and with the settings."""
+    text = [repr(settings)]
+    for file in files:
+        status = file.stat()
+        text.append(f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}")
+    return hashlib.sha256("\n".join(text).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+@contextmanager
+def new_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Iterator[np.ndarray]:
+    """A memory-mapped .npy file to fill in; it appears under its name, whole, when the block ends without an error."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
+    os.close(handle)
+    try:
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.dtype(dtype), shape=shape)
+        yield array
+        array.flush()
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def open_array(path: Path) -> np.ndarray | None:
+    """The array memory-mapped read-only, or None when the file is absent or cut short (a caller then writes it anew)."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (ValueError, EOFError):
+        return None

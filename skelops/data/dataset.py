@@ -1,0 +1,55 @@
+"""The common form of every data set: one tensor of clips, one of labels."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..graphs import get_layout
+
+
+@dataclass
+class SkeletonDataset(Dataset[tuple[Tensor, Tensor, int]]):
+    """Preprocessed clips of equal length, held as one tensor; items are (clip, label, index).
+
+    Attributes:
+        clips: (N, 3, T, V, M) float32; an absent body is all zeros.
+        labels: (N,) int64, classes counted from 0.
+        layout: name of the joint layout.
+        class_names: one name per class.
+
+    Raises:
+        ValueError: shapes, dtypes, labels and layout do not fit together.
+    """
+
+    clips: Tensor
+    labels: Tensor
+    layout: str
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        joints = get_layout(self.layout).num_joints
+        if self.clips.dim() != 5 or self.clips.shape[1] != 3 or self.clips.shape[3] != joints:
+            raise ValueError(f"clips: expected shape (N, 3, T, {joints}, M), got {tuple(self.clips.shape)}")
+        if self.clips.dtype != torch.float32:
+            raise ValueError(f"clips: expected float32, got {self.clips.dtype}")
+        if self.labels.shape != self.clips.shape[:1] or self.labels.dtype != torch.int64:
+            raise ValueError(
+                f"labels: expected {self.clips.shape[0]} of int64, got {tuple(self.labels.shape)} of {self.labels.dtype}"
+            )
+        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes:
+            raise ValueError(
+                f"labels: expected 0 to {self.num_classes - 1}, got {int(self.labels.min())} to {int(self.labels.max())}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        return self.clips[index], self.labels[index], index

@@ -1,0 +1,75 @@
+"""What every test shares: poisoned allocations, and the judgement of errors against float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Uninitialised memory is NaN: an element that a kernel forgets to write fails a test."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.manual_seed(0)
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+def assert_no_worse(result: Tensor, eager: Tensor, truth: Tensor, what: str = "", factor: float = 2.0) -> None:
+    """The result is at most ``factor`` times as far from the float64 truth as eager is at the same precision.
+
+    The floor, for where eager happens to be exact, is a few roundings of a value of the tensor's size.
+    """
+    assert result.dtype == eager.dtype, f"{what}: {result.dtype} instead of {eager.dtype}"
+    assert result.shape == truth.shape, f"{what}: {tuple(result.shape)} instead of {tuple(truth.shape)}"
+    if truth.numel() == 0:
+        return
+    ours, theirs = (result.double() - truth).abs().max(), (eager.double() - truth).abs().max()
+    floor = 4 * torch.finfo(result.dtype).eps * truth.abs().max()
+    assert ours <= factor * theirs + floor, f"{what}: error {ours:.3g}, eager {theirs:.3g}, floor {floor:.3g}"
+
+
+def flatten(values: Any) -> list[Tensor]:
+    return [values] if isinstance(values, Tensor) else [value for value in values if value is not None]
+
+
+def run_with_gradients(
+    function: Callable[..., Any], inputs: Sequence[Tensor | None], differentiable: Sequence[int]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs and gradients (with a fixed random upstream gradient) of ``function(*inputs)``."""
+    leaves = [x.detach().clone() if x is not None else None for x in inputs]
+    for i in differentiable:
+        leaves[i].requires_grad_()
+    outputs = flatten(function(*leaves))
+    generator = torch.Generator().manual_seed(1)
+    upstream = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in outputs]
+    wanted = [leaves[i] for i in differentiable]
+    differentiable_outputs = [(o, g) for o, g in zip(outputs, upstream, strict=True) if o.requires_grad]
+    gradients = torch.autograd.grad(
+        [o for o, _ in differentiable_outputs], wanted, [g for _, g in differentiable_outputs], allow_unused=True
+    )
+    return [o.detach() for o in outputs], [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, gradients, strict=True)]
+
+
+def check_against_eager(
+    op: Callable[..., Any],
+    eager: Callable[..., Any],
+    inputs: Sequence[Tensor | None],
+    differentiable: Sequence[int] = (0,),
+    factor: float = 2.0,
+) -> None:
+    """Outputs and every gradient of ``op`` are no worse than those of ``eager``, judged by ``eager`` in float64."""
+    double = [x.double() if x is not None and x.is_floating_point() else x for x in inputs]
+    ours = run_with_gradients(op, inputs, differentiable)
+    theirs = run_with_gradients(eager, inputs, differentiable)
+    truth = run_with_gradients(eager, double, differentiable)
+    for kind, parts in zip(("output", "gradient"), zip(ours, theirs, truth, strict=True), strict=True):
+        for i, (result, low, high) in enumerate(zip(*parts, strict=True)):
+            assert_no_worse(result, low, high, f"{kind} {i}", factor)
