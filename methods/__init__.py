@@ -1,0 +1,9 @@
+"""Contrastive frameworks for skeletons, trained and evaluated end to end.
+
+The frameworks and encoders need only torch; training, evaluation and their commands need the [train] extra.
+"""
+
+from skelops.methods.encoders import STGCN
+from skelops.methods.skelemix_clr import SkeleMixCLR
+
+__all__ = ["STGCN", "SkeleMixCLR"]

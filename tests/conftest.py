@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -55,7 +58,9 @@ def run_with_gradients(
     gradients = torch.autograd.grad(
         [o for o, _ in differentiable_outputs], wanted, [g for _, g in differentiable_outputs], allow_unused=True
     )
-    return [o.detach() for o in outputs], [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, gradients, strict=True)]
+    return [o.detach() for o in outputs], [
+        torch.zeros_like(w) if g is None else g for w, g in zip(wanted, gradients, strict=True)
+    ]
 
 
 def check_against_eager(
@@ -73,3 +78,10 @@ def check_against_eager(
     for kind, parts in zip(("output", "gradient"), zip(ours, theirs, truth, strict=True), strict=True):
         for i, (result, low, high) in enumerate(zip(*parts, strict=True)):
             assert_no_worse(result, low, high, f"{kind} {i}", factor)
+
+
+def run_at_level(level: str, file: str, keyword: str) -> None:
+    """Runs some tests of a file in a process of its own, with the kernels compiled for a lower instruction set."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", file, "-k", keyword]
+    result = subprocess.run(command, env={**os.environ, "SKELOPS_CPU_LEVEL": level}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:]

@@ -46,7 +46,5 @@ def open_array(path: Path) -> np.ndarray | None:
     """The array memory-mapped read-only, or None when the file is absent or cut short (a caller then writes it anew)."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        return None
-    except (ValueError, EOFError):
+    except (FileNotFoundError, ValueError, EOFError):
         return None

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +77,7 @@ def read_clip(path: str | os.PathLike[str]) -> tuple[np.ndarray, bool]:
     if content.get("label", label) != label:
         raise ValueError(f"{path}: label {content['label']} contradicts the file name (expected {label})")
     joints = _joint_array(content.get("skeletons"), path)
-    infinite = np.isinf(joints.astype(np.float32)).any((1, 2))
+    infinite = (np.abs(joints) > np.finfo(np.float32).max).any((1, 2))
     if infinite.any():
         raise ValueError(f"{path}: frame {infinite.argmax()}: infinite value")
     missing = np.isnan(joints).any(2) | (joints == 0).all(2)
@@ -90,14 +90,14 @@ def read_clip(path: str | os.PathLike[str]) -> tuple[np.ndarray, bool]:
     return joints.astype(np.float32), bool(missing.any())
 
 
-def _read_frames(files: list[Path], report: Callable[[ValueError], None]) -> np.ndarray:
+def _read_frames(files: Sequence[Path]) -> np.ndarray:
+    """The frames of every readable clip."""
     repaired: list[str] = []
     records = [np.empty(0, _FRAME)]
     for index, file in enumerate(files):
         try:
             joints, was_repaired = read_clip(file)
-        except ValueError as error:
-            report(error)
+        except ValueError:
             continue
         record = np.empty(len(joints), _FRAME)
         record["clip"], record["joints"] = index, joints
@@ -105,27 +105,113 @@ def _read_frames(files: list[Path], report: Callable[[ValueError], None]) -> np.
         if was_repaired:
             repaired.append(file.name)
     if repaired:
-        warnings.warn(f"untracked joints interpolated over time in {', '.join(repaired)}", stacklevel=4)
+        warnings.warn(f"untracked joints interpolated over time in {', '.join(repaired)}", stacklevel=5)
     return np.concatenate(records)
 
 
-def _frames(files: list[Path], on_error: str, cache: str | os.PathLike[str] | None) -> np.ndarray:
-    """All frames as records, from the cache if it is current; with on_error="skip" unreadable clips have no record."""
-    path = cache_folder(cache) / f"nw_ucla-{digest(files, _FRAME.descr, on_error)}.npy"
+def _open_frames(files: Sequence[Path], cache: str | os.PathLike[str] | None) -> np.ndarray:
+    """The frames of every readable clip, memory-mapped; written first where the cache has none or older ones."""
+    path = cache_folder(cache) / f"nw_ucla-{digest(files, _FRAME.descr)}.npy"
     frames = open_array(path)
     if frames is None:
-        skipped: list[str] = []
-
-        def report(error: ValueError) -> None:
-            if on_error == "raise":
-                raise error
-            skipped.append(str(error))
-
-        frames = _read_frames(files, report)
-        if skipped:
-            warnings.warn(f"{len(skipped)} files skipped: " + "; ".join(skipped), stacklevel=4)
+        frames = _read_frames(files)
         if len(frames):
             with new_array(path, frames.shape, _FRAME) as array:
                 array[:] = frames
-            frames = open_array(path)
     return frames
+
+
+def _errors(files: Sequence[Path]) -> Iterator[ValueError]:
+    for file in files:
+        try:
+            read_clip(file)
+        except ValueError as error:
+            yield error
+
+
+class NWUCLA(Dataset[tuple[Tensor, int, int]]):
+    """Raw clips of different lengths; items are (clip (3, T, 20, 1) float32 in metres, label, index).
+
+    The JSON files are read once, into one memory-mapped file in the cache folder; it is written anew when a name, size
+    or modification time in the folder changes.
+
+    Args:
+        folder: folder of the JSON files; files of other types are ignored.
+        split: "train" (views 1 and 2), "test" (view 3) or None (all views).
+        views: views to keep, instead of those of `split`.
+        subjects: subjects to keep; None keeps all.
+        on_error: what a clip that `read_clip` refuses does: "raise", or "skip" it with a warning that lists all.
+        cache: folder of the cache file; None is $SKELOPS_CACHE, else ~/.cache/skelops.
+
+    Raises:
+        ValueError: bad argument, no clip left, or (with on_error="raise") a bad file; names the file.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        split: str | None = "train",
+        *,
+        views: Collection[int] | None = None,
+        subjects: Collection[int] | None = None,
+        on_error: str = "raise",
+        cache: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if split is not None and split not in SPLIT_VIEWS:
+            raise ValueError(f"split: expected train, test or None, got {split!r}")
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error: expected raise or skip, got {on_error!r}")
+        if views is None and split is not None:
+            views = SPLIT_VIEWS[split]
+        files = sorted(Path(folder).glob("*.json"))
+        if not files:
+            raise ValueError(f"folder: expected a folder of JSON files, found none in {folder}")
+        self.frames = _open_frames(files, cache)
+        counts = np.bincount(self.frames["clip"], minlength=len(files))
+        errors = list(_errors([files[index] for index in np.flatnonzero(counts == 0)]))
+        if errors and on_error == "raise":
+            raise errors[0]
+        if errors:
+            skipped = "; ".join(map(str, errors))
+            warnings.warn(f"skipped {len(errors)} of {len(files)} files: {skipped}", stacklevel=2)
+        self.names: list[str] = []
+        self.labels: list[int] = []
+        self.ranges: list[tuple[int, int]] = []
+        ends = np.cumsum(counts)
+        for index in np.flatnonzero(counts):
+            label, subject, view = _name_numbers(files[index])
+            if (views is None or view in views) and (subjects is None or subject in subjects):
+                self.names.append(files[index].stem)
+                self.labels.append(label)
+                self.ranges.append((int(ends[index] - counts[index]), int(ends[index])))
+        if not self.names:
+            raise ValueError(f"no clip of views {views} and subjects {subjects} in {folder}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        start, end = self.ranges[index]
+        joints = torch.from_numpy(np.array(self.frames["joints"][start:end]))
+        return joints.permute(2, 0, 1)[..., None].contiguous(), self.labels[index], index
+
+
+def load(
+    folder: str | os.PathLike[str],
+    split: str | None = "train",
+    *,
+    views: Collection[int] | None = None,
+    subjects: Collection[int] | None = None,
+    frames: int = 64,
+    align: bool = True,
+    scale: bool = False,
+    on_error: str = "raise",
+    cache: str | os.PathLike[str] | None = None,
+) -> SkeletonDataset:
+    """The set as one tensor (N, 3, frames, 20, 1): clips as in `NWUCLA`, through `transforms.preprocess` (centred on
+    the shoulder centre per frame, resized to `frames`, with `align` turned to face the camera, with `scale` divided
+    by the mean bone length)."""
+    raw = NWUCLA(folder, split, views=views, subjects=subjects, on_error=on_error, cache=cache)
+    clips, lengths = pad([raw[index][0] for index in range(len(raw))])
+    clips = preprocess(clips, lengths, "nw_ucla", frames, align=align, scale=scale)
+    return SkeletonDataset(clips, torch.tensor(raw.labels), "nw_ucla", CLASS_NAMES)

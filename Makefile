@@ -1,0 +1,44 @@
+# make demo   set up and run the main job (make demo DATA=<folder of NW-UCLA JSON files> for the real set)
+# make test   set up and run the tests
+# TORCH=2.13.0 names the torch to install; PYTHON=python3.12 the interpreter. Both apply to a new .venv.
+
+TORCH ?= 2.13.0
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+.PHONY: setup demo test lint clean
+
+demo: setup
+	$(BIN)/skelops demo $(if $(DATA),--data "$(DATA)")
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+setup: $(VENV)/native
+
+# torch comes first and alone: whatever else asks for torch is then served by the one that is there.
+$(VENV)/torch-$(TORCH):
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q torch==$(TORCH)
+	rm -f $(VENV)/torch-* && touch $@
+
+$(VENV)/packages: pyproject.toml .ci/constraints.txt $(VENV)/torch-$(TORCH)
+	$(PIP) install -q -c .ci/constraints.txt setuptools ninja pybind11
+	$(PIP) install -q -c .ci/constraints.txt --no-build-isolation -e '.[train,bench,dev]'
+	touch $@
+
+$(VENV)/native: $(VENV)/packages setup.py $(SOURCES)
+	$(BIN)/python setup.py -q build_ext --inplace
+	$(BIN)/python -m skelops info --native
+	touch $@
+
+clean:
+	rm -rf $(VENV) build skelops/lib/*.so skelops/lib/build.json

@@ -1,0 +1,1 @@
+"""Benchmarks of the ops: ``python -m benchmarks --json FILE``."""

@@ -1,0 +1,87 @@
+"""graph_conv against conv2d + einsum, the released form of ST-GCN."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+import skelops
+from benchmarks.case import Case, Work
+from skelops.graphs import adjacency
+
+
+def eager(x: Tensor, weight: Tensor, edges: Tensor) -> Tensor:
+    K, O, C = weight.shape
+    projected = conv2d(x, weight.reshape(K * O, C, 1, 1)).unflatten(1, (K, O))
+    return torch.einsum("bkotv,kvw->botw" if edges.dim() == 3 else "bkotv,bkvw->botw", projected, edges)
+
+
+def per_subset(x: Tensor, weight: Tensor, edges: Tensor) -> Tensor:
+    """Aggregation by matmul, then a convolution per subset: the released form of 2s-AGCN and CTR-GCN's baseline."""
+    B, C, T, V = x.shape
+    y: Tensor | None = None
+    for k in range(weight.shape[0]):
+        z = (x.reshape(B, C * T, V) @ edges[..., k, :, :]).view(B, C, T, V)
+        part = conv2d(z, weight[k, :, :, None, None])
+        y = part if y is None else y + part
+    assert y is not None
+    return y
+
+
+def case(B: int, C: int, O: int, T: int, V: int, kind: str, dtype: torch.dtype, headline: bool = False) -> Case:
+    K = 3
+
+    def inputs() -> tuple[Tensor, ...]:
+        x, weight = torch.randn(B, C, T, V), torch.randn(K, O, C) / C**0.5
+        if kind == "per-sample":
+            edges = torch.rand(B, K, V, V) / V
+        elif kind == "dense" or V not in (20, 25):
+            edges = torch.rand(K, V, V) / V
+        else:
+            edges = adjacency("ntu" if V == 25 else "nw_ucla")
+        values = [value.to(dtype) for value in (x, weight, edges)]
+        if kind == "channels_last":
+            values[0] = values[0].contiguous(memory_format=torch.channels_last)
+        return tuple(value.requires_grad_() for value in values)
+
+    size = torch.finfo(dtype).bits // 8
+    rows, maps, topology = B * T * V, B * T * V * (C + O), (B if kind == "per-sample" else 1) * K * V * V
+    product = 2.0 * rows * K * C * O
+    # The aggregation counts only where the adjacency is dense: the zeros of a skeleton graph need no work.
+    aggregation = 2.0 * rows * K * V * C if kind in ("dense", "per-sample") else 0.0
+    gram = 2.0 * rows * K * V * C  # the gradient of the adjacency is dense in any case
+    return Case(
+        op="graph_conv",
+        name=f"B={B} C={C} O={O} T={T} V={V} {kind}",
+        dtype=dtype,
+        inputs=inputs,
+        skelops=skelops.graph_conv,
+        eager=eager,
+        others={"aggregate, then conv2d per subset": per_subset},
+        forward=Work(size * (maps + topology), product + aggregation),
+        backward=Work(size * (3 * maps + 2 * topology), 3 * product + 3 * aggregation + gram),
+        headline=headline,
+    )
+
+
+def cases() -> Iterator[Case]:
+    make: Callable[..., Any] = case
+    for dtype in (torch.float32, torch.bfloat16):
+        yield make(64, 64, 64, 50, 25, "skeleton", dtype, headline=True)
+        yield make(64, 64, 64, 50, 25, "dense", dtype, headline=dtype == torch.float32)
+        yield make(64, 64, 64, 50, 25, "channels_last", dtype)
+        yield make(64, 64, 64, 50, 25, "per-sample", dtype)
+        yield make(256, 16, 16, 64, 25, "skeleton", dtype)
+        yield make(256, 3, 16, 64, 25, "skeleton", dtype)
+        yield make(64, 3, 64, 300, 25, "skeleton", dtype)
+        yield make(32, 128, 128, 25, 20, "skeleton", dtype)
+        yield make(32, 64, 256, 13, 25, "skeleton", dtype)
+        yield make(16, 256, 256, 16, 18, "dense", dtype)
+        yield make(1, 3, 16, 1, 17, "dense", dtype)
+        yield make(1, 16, 16, 50, 25, "skeleton", dtype)
+        yield make(1, 64, 64, 300, 25, "skeleton", dtype)
+        yield make(8, 256, 256, 1, 25, "skeleton", dtype)

@@ -1,0 +1,129 @@
+// skelops::graph_conv on torch tensors.
+#include "kernels/graph_conv.h"
+
+#include <algorithm>
+
+#include "tensors.h"
+
+namespace skelops {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+// Frames per tile: the rows in work (x, y, Z and H) fill half of a 1 MB L2 cache; more than some hundred rows gain nothing.
+constexpr int64_t kTileFloats = 128 * 1024, kMaxRows = 400;
+
+GraphConvShape shape_of(const Map& x, const Tensor& weight, const Tensor& adjacency) {
+  const int64_t K = weight.size(0), O = weight.size(1);
+  const int64_t rows = std::min(kMaxRows, kTileFloats / (2 * (K + 1) * padded(x.C) + 2 * padded(O)));
+  // Both threads get work also where there is one sample.
+  const int64_t most = x.B > 1 ? x.T : (x.T + 1) / 2;
+  const int64_t frames = std::clamp<int64_t>(rows / x.V, 1, std::max<int64_t>(most, 1));
+  return {x.B, x.C, x.T, x.V, O, K, adjacency.dim() == 4, frames};
+}
+
+Tensor to_float(const Tensor& x) { return torch::stable::contiguous(torch::stable::to(x, ScalarType::Float)); }
+
+const float* floats(const Tensor& x) { return static_cast<const float*>(x.const_data_ptr()); }
+
+void* writable(const Map& map) { return const_cast<void*>(input_data(map.tensor)); }
+
+// weight (K, O, C) -> (K * Cp, Op) for the forward, (O, K * Cp) for the backward pass; padding is zero.
+std::vector<float> pack(const Tensor& weight, bool backward) {
+  const Tensor source = to_float(weight);
+  const int64_t K = source.size(0), O = source.size(1), C = source.size(2), Cp = padded(C), Op = padded(O);
+  const float* w = floats(source);
+  std::vector<float> packed(K * Cp * (backward ? O : Op), 0.0f);
+  for (int64_t k = 0; k < K; ++k)
+    for (int64_t o = 0; o < O; ++o)
+      for (int64_t c = 0; c < C; ++c) packed[backward ? (o * K + k) * Cp + c : (k * Cp + c) * Op + o] = w[(k * O + o) * C + c];
+  return packed;
+}
+
+// Runs body(chunk, begin, end) over equal ranges of items, one per thread: the ranges, and so the sums over them, repeat.
+template <typename Body>
+int64_t for_chunks(int64_t items, const Body& body) {
+  const int64_t chunks = std::max<int64_t>(1, std::min<int64_t>(items, torch::stable::get_num_threads()));
+  parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) body(i, items * i / chunks, items * (i + 1) / chunks);
+  });
+  return chunks;
+}
+
+void store_as(const Tensor& target, const float* values) {
+  const int64_t n = target.numel();
+  if (dtype_of(target) == Dtype::f32) {
+    std::copy_n(values, n, static_cast<float*>(target.mutable_data_ptr()));
+  } else {
+    Tensor out = target;
+    torch::stable::copy_(out, torch::stable::from_blob(const_cast<float*>(values), target.sizes(), target.strides(), target.device(), ScalarType::Float));
+  }
+}
+
+void forward(const Tensor& input, const Tensor& weight, const Tensor& adjacency, std::optional<Tensor> bias, bool stats,
+             std::vector<Tensor> outputs) {
+  const Map x = as_map(input), y = as_map(outputs[0]);
+  const GraphConvShape shape = shape_of(x, weight, adjacency);
+  const std::vector<float> packed = pack(weight, false);
+  const Tensor edges = to_float(adjacency);
+  if (bias) bias = to_float(*bias);
+  const GraphConv p{shape,         dtype_of(x.tensor), {writable(x), x.channels_last}, {output_data(outputs[0]), y.channels_last},
+                    packed.data(), floats(edges),      bias ? floats(*bias) : nullptr};
+  const auto kernel = graph_conv_at_level();
+  std::vector<double> sums(stats ? torch::stable::get_num_threads() * 2 * shape.O : 0, 0.0);
+  const int64_t chunks = for_chunks(shape.items(), [&](int64_t chunk, int64_t begin, int64_t end) {
+    kernel(p, begin, end, stats ? sums.data() + chunk * 2 * shape.O : nullptr);
+  });
+  for (int64_t part = 0; stats && part < 2; ++part) {
+    auto* out = static_cast<float*>(outputs[1 + part].mutable_data_ptr());
+    for (int64_t o = 0; o < shape.O; ++o) {
+      double total = 0;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) total += sums[(chunk * 2 + part) * shape.O + o];
+      out[o] = static_cast<float>(total);
+    }
+  }
+}
+
+void backward(const Tensor& grad, const Tensor& input, const Tensor& weight, const Tensor& adjacency, std::optional<Tensor> bias,
+              bool needs_x, bool needs_weight, bool needs_adjacency, std::vector<Tensor> outputs) {
+  const Map x = as_map(input), grad_y = as_map(grad);
+  const GraphConvShape shape = shape_of(x, weight, adjacency);
+  const int64_t K = shape.K, O = shape.O, C = shape.C, Cp = padded(C), subsets = K * shape.V * shape.V;
+  const std::vector<float> packed = pack(weight, true);
+  const Tensor edges = to_float(adjacency);
+  if (bias) bias = to_float(*bias);
+  const MapData grad_x{needs_x ? output_data(outputs[0]) : nullptr, needs_x && as_map(outputs[0]).channels_last};
+  const GraphConvBackward p{shape,         dtype_of(x.tensor), {writable(x), x.channels_last}, {writable(grad_y), grad_y.channels_last},
+                            grad_x,        packed.data(),      floats(edges),                  bias ? floats(*bias) : nullptr,
+                            needs_weight,  needs_adjacency};
+  const auto kernel = graph_conv_backward_at_level();
+  const int64_t threads = torch::stable::get_num_threads(), weights = O * K * Cp;
+  std::vector<float> weight_sums(threads * weights, 0.0f), bias_sums(threads * K * O, 0.0f);
+  std::vector<float> adjacency_sums(shape.samples() * subsets, 0.0f), heads(threads * subsets, 0.0f);
+  const int64_t chunks = for_chunks(shape.items(), [&](int64_t chunk, int64_t begin, int64_t end) {
+    kernel(p, begin, end,
+           {weight_sums.data() + chunk * weights, bias_sums.data() + chunk * K * O, adjacency_sums.data(), heads.data() + chunk * subsets});
+  });
+  for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+    for (int64_t i = 0; i < weights; ++i) weight_sums[i] += weight_sums[chunk * weights + i];
+    for (int64_t i = 0; i < K * O; ++i) bias_sums[i] += bias_sums[chunk * K * O + i];
+    float* sample = adjacency_sums.data() + shape.sample_of(shape.items() * chunk / chunks) * subsets;
+    for (int64_t i = 0; i < subsets; ++i) sample[i] += heads[chunk * subsets + i];
+  }
+  if (needs_weight) {
+    std::vector<float> unpacked(K * O * C);
+    for (int64_t k = 0; k < K; ++k)
+      for (int64_t o = 0; o < O; ++o) std::copy_n(weight_sums.data() + (o * K + k) * Cp, C, unpacked.data() + (k * O + o) * C);
+    store_as(outputs[1], unpacked.data());
+  }
+  if (needs_adjacency) store_as(outputs[2], adjacency_sums.data());
+  if (bias && outputs[3].numel()) store_as(outputs[3], bias_sums.data());
+}
+
+}  // namespace
+}  // namespace skelops
+
+STABLE_TORCH_LIBRARY_IMPL(skelops_cpu, CPU, m) {
+  m.impl("graph_conv", TORCH_BOX(&skelops::forward));
+  m.impl("graph_conv_backward", TORCH_BOX(&skelops::backward));
+}

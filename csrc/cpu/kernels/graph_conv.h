@@ -1,0 +1,59 @@
+// Kernels of graph_conv; see graph_conv.cpp beside this file.
+#pragma once
+
+#include "level.h"
+
+namespace skelops {
+
+// Channels are padded to this multiple in packed weights and tiles, whatever the instruction set.
+constexpr int64_t kChannelPad = 16;
+inline int64_t padded(int64_t channels) { return (channels + kChannelPad - 1) / kChannelPad * kChannelPad; }
+
+struct GraphConvShape {
+  int64_t B, C, T, V, O, K;
+  bool per_sample;  // adjacency (B, K, V, V) instead of (K, V, V)
+  int64_t tile_frames;
+
+  int64_t tiles() const { return (T + tile_frames - 1) / tile_frames; }
+  int64_t items() const { return B * tiles(); }  // the unit of work: a tile of frames of one sample
+  int64_t samples() const { return per_sample ? B : 1; }
+  int64_t sample_of(int64_t item) const { return per_sample ? item / tiles() : 0; }
+};
+
+// A feature map: contiguous (B, C, T, V) or channels_last.
+struct MapData {
+  void* data;
+  bool channels_last;
+};
+
+struct GraphConv {
+  GraphConvShape shape;
+  Dtype dtype;
+  MapData x, y;
+  const float* weight;     // packed (K * Cp, Op)
+  const float* adjacency;  // (samples, K, V, V)
+  const float* bias;       // (K, O) or null
+};
+
+struct GraphConvBackward {
+  GraphConvShape shape;
+  Dtype dtype;
+  MapData x, grad_y, grad_x;  // grad_x.data is null where not asked for
+  const float* weight;        // packed (O, K * Cp)
+  const float* adjacency;
+  const float* bias;
+  bool needs_weight, needs_adjacency;
+};
+
+// What one chunk of items adds up; chunks are merged in their order, so that results repeat bit for bit.
+struct GraphConvSums {
+  float* weight;     // (O, K * Cp)
+  float* bias;       // (K, O)
+  float* adjacency;  // (samples, K, V, V), shared by the chunks: each writes the samples that begin in it
+  float* head;       // (K, V, V): the sample that an earlier chunk began
+};
+
+SKELOPS_KERNEL(graph_conv, (const GraphConv& p, int64_t begin, int64_t end, double* stats))
+SKELOPS_KERNEL(graph_conv_backward, (const GraphConvBackward& p, int64_t begin, int64_t end, const GraphConvSums& sums))
+
+}  // namespace skelops

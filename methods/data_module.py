@@ -1,0 +1,94 @@
+"""The data sets as a Lightning data module: one tensor on the host, batches drawn by index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from skelops import data
+from skelops.data import SkeletonDataset
+
+
+class ShuffledBatches(Sampler[list[int]]):
+    """Batches of indices in an order that depends on seed and epoch alone, so that a resumed run sees the same batches.
+
+    The last, smaller batch is dropped.
+    """
+
+    def __init__(self, clips: int, batch_size: int, seed: int) -> None:
+        if not 1 <= batch_size <= clips:
+            raise ValueError(f"batch_size: expected 1 to {clips}, the number of training clips, got {batch_size}")
+        self.clips, self.batch_size, self.seed, self.epoch = clips, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.clips // self.batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        # numpy-like seeding of one stream per epoch: seeds of neighbouring runs must not share their epochs.
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.clips, generator=generator)
+        yield from (batch.tolist() for batch in order.split(self.batch_size)[: len(self)])
+
+
+class SkeletonData(pl.LightningDataModule):
+    """Training and test split of a data set.
+
+    Args:
+        source: "synthetic", "nw_ucla" or "ntu": the reader `skelops.data.SOURCE.load`.
+        folder: folder of the files; the synthetic set needs none.
+        frames: frames T that clips are resized to.
+        batch_size: clips per step; the last, smaller batch of an epoch is dropped.
+        seed: of the order of the clips.
+        options: further arguments of the reader, such as ``{benchmark: ntu60_xview}`` or ``{align: false}``.
+    """
+
+    def __init__(
+        self,
+        source: Literal["synthetic", "nw_ucla", "ntu"] = "synthetic",
+        folder: str | None = None,
+        frames: int = 64,
+        batch_size: int = 128,
+        seed: int = 0,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.train: SkeletonDataset | None = None
+        self.test: SkeletonDataset | None = None
+
+    def load(self, split: str) -> SkeletonDataset:
+        """A split, "train" or "test".
+
+        Raises:
+            ValueError: no folder for a set that needs one, or a file is bad.
+            TypeError: the reader does not know one of the options.
+        """
+        source, folder = self.hparams["source"], self.hparams["folder"]
+        arguments = {"split": split, "frames": self.hparams["frames"], **(self.hparams["options"] or {})}
+        reader = getattr(data, source)
+        if source == "synthetic":
+            return reader.load(**arguments)
+        if folder is None:
+            raise ValueError(f"data.folder: expected the folder of the {source} files, got none")
+        return reader.load(folder, **arguments)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Loads both splits once."""
+        self.train = self.train or self.load("train")
+        self.test = self.test or self.load("test")
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches (clips (N, 3, T, V, M), labels (N,), indices)."""
+        assert self.train is not None
+        batches = ShuffledBatches(len(self.train), self.hparams["batch_size"], self.hparams["seed"])
+        # A list of indices gathers a batch in one call. The loader's own generator keeps it off the global one, which
+        # drives dropout and is part of the checkpoint.
+        return DataLoader(self.train, sampler=batches, batch_size=None, generator=torch.Generator())

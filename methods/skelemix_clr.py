@@ -1,0 +1,134 @@
+"""SkeleMixCLR: Chen et al., Contrastive Learning from Spatio-Temporal Mixed Skeleton Sequences (arXiv 2207.03065).
+
+"Released" below is github.com/czhaneva/SkeleMixCLR at 4538d6c: net/skeletonclr_multi_swap.py, its v2 (the + variant) and
+processor/pretrain_skeletonclr_multi_swap.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.functional import normalize
+
+import skelops
+from skelops.augment import skelemix
+from skelops.methods.encoders import STGCN
+from skelops.nn import MomentumEncoder, MomentumQueue
+
+
+def projector(features: int, embedding: int) -> nn.Sequential:
+    """Features to embeddings (released: `fc` with a batch normalisation that CrosSCLR and AimCLR do not have)."""
+    return nn.Sequential(
+        nn.Linear(features, features), nn.BatchNorm1d(features), nn.ReLU(), nn.Linear(features, embedding)
+    )
+
+
+def released_init(module: nn.Module) -> None:
+    """Initialisation of the released trainer, to be passed to `nn.Module.apply`: weights N(0, 0.02), biases 0, and weights of
+    normalisations N(1, 0.02). Behind normalisations the small scale acts as a larger learning rate."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+class SkeleMixCLR(nn.Module):
+    """One training step: two views of a batch in, losses out; the momentum encoder and the queue are updated on the way.
+
+    With unit embeddings q (query), p and c (inside and outside the paste of the mixed query, through mask pooling), k (key),
+    the queue Q and the partner r(i) that clip i was mixed with, every term is InfoNCE at one temperature::
+
+        L_ins: q_i against k_i     | negatives Q
+        L_p:   p_i against k_r(i)  | negatives Q and sg(c_i)
+        L_c:   c_i against k_i     | negatives Q and sg(p_i)
+
+        SkeleMixCLR:  L = L_ins + mean over mixes (L_p + L_c) / 2
+        SkeleMixCLR+: L = L_ins + sum  over mixes (L_p + L_c) / 2
+
+    (Section 3 of the paper; released `forward` of both files, weights of the released configuration.)
+
+    Args:
+        encoder: the query encoder, without projector.
+        embedding: width D of the embeddings.
+        queue_size: negatives in the queue.
+        temperature: of every term.
+        momentum: of the key encoder.
+        mixes: mixed versions of the query per step; 1 in SkeleMixCLR, 3 in SkeleMixCLR+.
+        plus: SkeleMixCLR+, the sum over mixes; False takes their mean.
+        copy_after_init: start the key encoder as a copy of the query encoder. False is the released behaviour, where the
+            trainer draws the weights of both anew after the copy.
+    """
+
+    def __init__(
+        self,
+        encoder: STGCN,
+        embedding: int = 128,
+        queue_size: int = 32768,
+        temperature: float = 0.2,
+        momentum: float = 0.999,
+        mixes: int = 1,
+        plus: bool = False,
+        copy_after_init: bool = True,
+    ) -> None:
+        super().__init__()
+        if mixes < 1:
+            raise ValueError(f"mixes: expected at least 1, got {mixes}")
+        self.temperature, self.mixes, self.plus = temperature, mixes, plus
+        encoder.fc = projector(encoder.feature_dim, embedding)
+        self.encoder_q = encoder.apply(released_init)
+        self.encoder_k = MomentumEncoder(encoder, momentum)
+        if not copy_after_init:
+            self.encoder_k.apply(released_init)
+        self.queue = MomentumQueue(embedding, queue_size)
+
+    def forward(self, query: Tensor, key: Tensor, generator: Generator | None = None) -> dict[str, Tensor]:
+        """Losses of a step.
+
+        Args:
+            query: one view of the batch (N, C, T, V, M).
+            key: another view of the same clips.
+            generator: draws the mixes; of the device of ``query``.
+
+        Returns:
+            Scalars: ``loss`` (to minimise), its parts ``loss_instance``, ``loss_trimmed``, ``loss_truncated``, and
+            ``accuracy``, the share of queries whose key beats every negative.
+        """
+        layout, stride = self.encoder_q.layout, self.encoder_q.temporal_stride
+        mixes = [skelemix(query, layout, generator, stride=stride) for _ in range(self.mixes)]
+        q = self.encoder_q(query)
+        pasted = [self.encoder_q(mix.clips, mix.mask) for mix in mixes]
+
+        # The momentum update comes before the keys (released `forward`).
+        self.encoder_k.update(self.encoder_q)
+        k = normalize(self.encoder_k(key), dim=1)
+
+        # All terms share one pass over the queue. L_ins has no extra negative: in its place stands the zero vector, whose
+        # logit is 0, and the exp(0) = 1 that it adds to the sum of exponentials is taken out again.
+        anchors = torch.stack([q, *(anchor for pair in pasted for anchor in pair)])
+        positives = torch.stack([k, *(positive for mix in mixes for positive in (k[mix.partner], k))])
+        others = torch.stack([torch.zeros_like(q), *(other.detach() for p, c in pasted for other in (c, p))])
+        loss, lse, rank = skelops.info_nce(
+            anchors,
+            positives,
+            self.queue.queue,
+            self.temperature,
+            extra_negatives=others[..., None, :],
+            reduction="none",
+        )
+        instance = (loss[0] + torch.log1p(-torch.exp(-lse[0]))).mean()
+        trimmed, truncated = loss[1:].unflatten(0, (-1, 2)).mean((0, 2))
+
+        # Only the keys enter the queue, and only after the logits.
+        self.queue.enqueue_(k)
+        weight = self.mixes if self.plus else 1
+        return {
+            "loss": instance + weight * (trimmed + truncated) / 2,
+            "loss_instance": instance.detach(),
+            "loss_trimmed": trimmed.detach(),
+            "loss_truncated": truncated.detach(),
+            "accuracy": (rank[0] == 0).float().mean(),
+        }

@@ -1,0 +1,116 @@
+"""Training with PyTorch Lightning: what every framework shares."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from skelops.augment import RandomViews
+
+
+def lr_factor(step: int, steps: int, warmup: int, decay: list[int] | Literal["cosine"]) -> float:
+    """The learning rate at a step, as a multiple of the base rate: linear warm-up, then cosine to zero or x0.1 at steps."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if decay == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+    return 0.1 ** sum(step >= milestone for milestone in decay)
+
+
+class Pretraining(pl.LightningModule):
+    """Trains a framework by SGD on two random views of every clip.
+
+    A framework is an `nn.Module` with an attribute ``encoder_q``, the encoder to keep, and
+    ``forward(query, key, generator) -> dict`` of scalars, of which ``loss`` is minimised and all are logged.
+
+    Augmentation and mixing draw from a generator of their own on the device of the clips; its state and that of torch's
+    global generators are part of the checkpoint.
+
+    Args:
+        framework: such as `skelops.methods.SkeleMixCLR`.
+        views: distribution of the views.
+        lr: base learning rate.
+        momentum: of SGD.
+        weight_decay: of SGD, on all parameters.
+        decay: epochs at which the learning rate is multiplied by 0.1, or "cosine".
+        warmup: epochs over which the learning rate rises linearly.
+    """
+
+    def __init__(
+        self,
+        framework: nn.Module,
+        views: RandomViews = RandomViews(),  # noqa: B008 - immutable
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        decay: list[int] | Literal["cosine"] = [],  # noqa: B006 - never written to
+        warmup: float = 0,
+    ) -> None:
+        super().__init__()
+        self.framework, self.views = framework, views
+        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
+        self.decay, self.warmup = decay, warmup
+        self.generator: torch.Generator | None = None
+        self._random_state: dict[str, Any] | None = None
+
+    def on_fit_start(self) -> None:
+        """One device: the queue and the batch statistics of the key encoder are not synchronised."""
+        if self.trainer.world_size > 1:
+            raise ValueError(f"trainer.devices: expected 1, got {self.trainer.world_size}")
+
+    def on_train_start(self) -> None:
+        """Seeds the generator of the augmentations, or puts all generators back to where the checkpoint had them."""
+        self.generator = torch.Generator(self.device)
+        if self._random_state is None:
+            self.generator.manual_seed(torch.initial_seed() % 2**63)
+            return
+        self.generator.set_state(self._random_state["views"])
+        torch.set_rng_state(self._random_state["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(self._random_state["cuda"], self.device)
+
+    def step(self, clips: Tensor) -> dict[str, Tensor]:
+        """Losses on a batch of clips (N, 3, T, V, M)."""
+        query, key = (self.views(clips, self.generator) for _ in range(2))
+        return self.framework(query, key, self.generator)
+
+    def training_step(self, batch: tuple[Tensor, Tensor, list[int]], batch_index: int) -> Tensor:
+        losses = self.step(batch[0])
+        self.log_dict(
+            {name: value.detach() for name, value in losses.items()},
+            on_step=True,
+            on_epoch=True,
+            prog_bar=True,
+            batch_size=len(batch[0]),
+        )
+        return losses["loss"]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        parameters = [p for p in self.framework.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        per_epoch = max(1, round(steps / max(1, self.trainer.max_epochs or 1)))
+        decay = self.decay if isinstance(self.decay, str) else [epoch * per_epoch for epoch in self.decay]
+        warmup = round(self.warmup * per_epoch)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: lr_factor(step, steps, warmup, decay)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what builds the encoder again, and the states of the random generators."""
+        encoder = self.framework.encoder_q
+        checkpoint["encoder"] = {"name": type(encoder).__name__, "arguments": encoder.arguments}
+        state = {"cpu": torch.get_rng_state()}
+        if self.generator is not None:
+            state["views"] = self.generator.get_state()
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        checkpoint["random_state"] = state
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._random_state = checkpoint["random_state"]

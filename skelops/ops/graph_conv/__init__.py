@@ -1,0 +1,137 @@
+"""Graph convolution: 1x1 convolution per adjacency subset, aggregated over joints, in one pass."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from skelops._checks import Shapes, same_device, same_dtype
+from skelops._layout import empty_map, is_channels_last
+from skelops._op import Op
+from skelops.ops.graph_conv import reference
+
+
+class GraphConvStats(NamedTuple):
+    """What `graph_conv` returns with ``stats=True``.
+
+    Attributes:
+        output: the map (B, O, T, V).
+        sum: sum of every output channel over B, T and V, (O,), float32 (float64 for float64 maps).
+        square_sum: the same of the squares.
+    """
+
+    output: Tensor
+    sum: Tensor
+    square_sum: Tensor
+
+
+def graph_conv(
+    x: Tensor, weight: Tensor, adjacency: Tensor, bias: Tensor | None = None, *, stats: bool = False
+) -> Tensor | GraphConvStats:
+    """Graph convolution over joints, with one weight matrix per adjacency subset.
+
+    ::
+
+        y[b,o,t,w] = sum_k sum_v (sum_c weight[k,o,c] x[b,c,t,v] + bias[k,o]) adjacency[(b),k,v,w]
+
+    ``adjacency[..., v, w]`` carries joint v (source) to joint w (target). Sums are accumulated in float32 for float32 and
+    bfloat16. Every input has a gradient; the map between projection and aggregation is never stored.
+
+    Args:
+        x: feature map (B, C, T, V), contiguous or channels_last (other strides are copied once); the output and the
+            gradient keep the format.
+        weight: (K, O, C).
+        adjacency: (K, V, V) shared by the batch, or (B, K, V, V) per sample.
+        bias: (K, O), or None.
+        stats: also return the sum and the sum of squares of every output channel, from the same pass: what BatchNorm needs.
+            Both are differentiable.
+
+    Returns:
+        y (B, O, T, V) in the dtype of ``x``, or `GraphConvStats`.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, or the dtypes differ outside autocast.
+        ValueError: shapes or devices do not fit together.
+
+    ST-GCN, "Spatial Temporal Graph Convolutional Networks for Skeleton-Based Action Recognition" (AAAI 2018), equation 10
+    (released as ConvTemporalGraphical), and the aggregation of 2s-AGCN and DSTA-Net.
+    """
+    shapes = Shapes()
+    shapes.check("x", x, "B C T V")
+    shapes.check("weight", weight, "K O C")
+    shapes.check("adjacency", adjacency, "K V V", "B K V V")
+    if bias is not None:
+        shapes.check("bias", bias, "K O")
+    same_device(x=x, weight=weight, adjacency=adjacency, bias=bias)
+    same_dtype(x=x, weight=weight, adjacency=adjacency, bias=bias)
+    output, total, square_sum = _op(x, weight, adjacency, bias, stats)
+    return GraphConvStats(output, total, square_sum) if stats else output
+
+
+def _outputs(
+    x: Tensor, weight: Tensor, adjacency: Tensor, bias: Tensor | None, stats: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    B, _, T, V = x.shape
+    O = weight.shape[1]
+    y = empty_map(x, (B, O, T, V), is_channels_last(x))
+    wide = torch.promote_types(x.dtype, torch.float32)
+    n = O if stats else 0
+    return y, x.new_empty(n, dtype=wide), x.new_empty(n, dtype=wide)
+
+
+def _backward_outputs(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    adjacency: Tensor,
+    bias: Tensor | None,
+    needs_x: bool,
+    needs_weight: bool,
+    needs_adjacency: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def like(tensor: Tensor | None, needed: bool) -> Tensor:
+        return x.new_empty(tensor.shape if tensor is not None and needed else 0)
+
+    grad_x = empty_map(x, x.shape, is_channels_last(x)) if needs_x else x.new_empty(0)
+    return grad_x, like(weight, needs_weight), like(adjacency, needs_adjacency), like(bias, True)
+
+
+_op = Op(
+    "graph_conv(Tensor x, Tensor weight, Tensor adjacency, Tensor? bias, bool stats) -> (Tensor, Tensor, Tensor)",
+    reference=reference.graph_conv,
+    outputs=_outputs,
+)
+_op_backward = Op(
+    "graph_conv_backward(Tensor grad, Tensor x, Tensor weight, Tensor adjacency, Tensor? bias, bool needs_x,"
+    " bool needs_weight, bool needs_adjacency) -> (Tensor, Tensor, Tensor, Tensor)",
+    reference=reference.graph_conv_backward,
+    outputs=_backward_outputs,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, adjacency, bias, stats = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, weight, adjacency, bias, output[0] if stats else None)
+
+
+def _backward(
+    ctx: Any, grad: Tensor | None, grad_sum: Tensor | None, grad_square_sum: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    x, weight, adjacency, bias, y = ctx.saved_tensors
+    if grad is None:
+        grad = weight.new_zeros(x.shape[0], weight.shape[1], *x.shape[2:])
+    if y is not None and grad_sum is not None:
+        grad = grad + grad_sum[:, None, None].to(grad.dtype)
+    if y is not None and grad_square_sum is not None:
+        grad = grad + (2 * grad_square_sum[:, None, None] * y).to(grad.dtype)
+    needs = ctx.needs_input_grad
+    results = _op_backward(grad, x, weight, adjacency, bias, needs[0], needs[1], needs[2])
+    return (*(result if need else None for result, need in zip(results, needs, strict=False)), None)
+
+
+_op.differentiable(_setup_context, _backward)
+_op.autocast()
+_op_backward.not_differentiable()

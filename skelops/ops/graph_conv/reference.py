@@ -1,0 +1,49 @@
+"""graph_conv in eager PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+
+def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(B, C, T, V) -> (B, K, O, T, V): the 1x1 convolution of every subset."""
+    K, O, C = weight.shape
+    flat_bias = None if bias is None else bias.reshape(K * O)
+    return conv2d(x, weight.reshape(K * O, C, 1, 1), flat_bias).unflatten(1, (K, O))
+
+
+def _edges(adjacency: Tensor) -> str:
+    return "bkvw" if adjacency.dim() == 4 else "kvw"
+
+
+def graph_conv(
+    x: Tensor, weight: Tensor, adjacency: Tensor, bias: Tensor | None, stats: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    y = torch.einsum(f"bkotv,{_edges(adjacency)}->botw", _project(x, weight, bias), adjacency)
+    wide = y.to(torch.promote_types(y.dtype, torch.float32))
+    if not stats:
+        return y, wide.new_empty(0), wide.new_empty(0)
+    return y, wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))
+
+
+def graph_conv_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    adjacency: Tensor,
+    bias: Tensor | None,
+    needs_x: bool,
+    needs_weight: bool,
+    needs_adjacency: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    edges = _edges(adjacency)
+    spread = torch.einsum(f"botw,{edges}->bkotv", grad, adjacency)
+    none = x.new_empty(0)
+    return (
+        torch.einsum("bkotv,koc->bctv", spread, weight) if needs_x else none,
+        torch.einsum("bkotv,bctv->koc", spread, x) if needs_weight else none,
+        torch.einsum(f"bkotv,botw->{edges}", _project(x, weight, bias), grad) if needs_adjacency else none,
+        none if bias is None else spread.sum((0, 3, 4)),
+    )

@@ -1,0 +1,234 @@
+"""graph_conv against eager PyTorch: forms, layouts, dtypes, gradients, and what the compiler sees of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import check_against_eager, run_at_level
+from torch import Tensor
+
+import skelops
+from skelops.ops.graph_conv import reference
+
+# B, C, O, T, V, K
+SHAPES = [
+    (2, 3, 16, 5, 25, 3),
+    (3, 16, 16, 13, 20, 3),
+    (2, 64, 32, 8, 25, 1),
+    (1, 9, 14, 1, 17, 2),
+    (2, 10, 5, 3, 1, 5),
+    (1, 33, 70, 2, 64, 2),
+    (5, 20, 48, 50, 18, 8),
+    (1, 4, 6, 2, 75, 13),
+    (0, 3, 8, 4, 25, 3),
+]
+FORMATS = [torch.contiguous_format, torch.channels_last]
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def eager(x: Tensor, weight: Tensor, adjacency: Tensor, bias: Tensor | None = None) -> Tensor:
+    return reference.graph_conv(x, weight, adjacency, bias, False)[0]
+
+
+def eager_stats(x: Tensor, weight: Tensor, adjacency: Tensor, bias: Tensor | None = None) -> tuple[Tensor, ...]:
+    return reference.graph_conv(x, weight, adjacency, bias, True)
+
+
+def make(
+    shape: tuple[int, ...], dtype: torch.dtype = torch.float32, per_sample: bool = False, sparse: bool = False
+) -> list[Tensor]:
+    B, C, O, T, V, K = shape
+    adjacency = torch.randn((B, K, V, V) if per_sample else (K, V, V)) / V**0.5
+    if sparse:
+        adjacency *= torch.rand(adjacency.shape) < 0.1
+    inputs = [torch.randn(B, C, T, V), torch.randn(K, O, C) / C**0.5, adjacency, torch.randn(K, O)]
+    return [x.to(dtype) for x in inputs]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("per_sample", [False, True], ids=["static", "per_sample"])
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+def test_matches_eager(shape: tuple[int, ...], dtype: torch.dtype, per_sample: bool, sparse: bool) -> None:
+    check_against_eager(skelops.graph_conv, eager, make(shape, dtype, per_sample, sparse), differentiable=(0, 1, 2, 3))
+
+
+@pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("with_bias", [False, True], ids=["plain", "bias"])
+def test_formats(
+    shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format, with_bias: bool
+) -> None:
+    inputs = make(shape, dtype)[: 4 if with_bias else 3]
+    inputs[0] = inputs[0].contiguous(memory_format=memory_format)
+    check_against_eager(skelops.graph_conv, eager, inputs, differentiable=range(len(inputs)))
+    x = inputs[0].requires_grad_()
+    y = skelops.graph_conv(*inputs)
+    (grad,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert y.is_contiguous(memory_format=memory_format)
+    assert grad.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_stats(dtype: torch.dtype) -> None:
+    inputs = make((3, 5, 19, 7, 25, 3), dtype)
+    output, total, squares = skelops.graph_conv(*inputs, stats=True)
+    wide = output.double()
+    assert total.dtype == squares.dtype == torch.float32
+    rounding = torch.finfo(dtype).eps * output.numel() ** 0.5 * 4
+    torch.testing.assert_close(total.double(), wide.sum((0, 2, 3)), atol=rounding, rtol=1e-5)
+    torch.testing.assert_close(
+        squares.double(), wide.square().sum((0, 2, 3)), atol=rounding, rtol=max(1e-5, rounding / 50)
+    )
+
+
+def test_stats_are_differentiable() -> None:
+    inputs = make((2, 5, 7, 3, 20, 2))
+
+    def fused(*args: Tensor) -> tuple[Tensor, ...]:
+        return skelops.graph_conv(*args, stats=True)
+
+    check_against_eager(fused, eager_stats, inputs, differentiable=(0, 1, 2, 3), factor=3)
+    leaves = [x.requires_grad_() for x in inputs]
+    _, total, _ = skelops.graph_conv(*leaves, stats=True)
+    (only_total,) = torch.autograd.grad(total.sum(), leaves[0])
+    (expected,) = torch.autograd.grad(eager(*leaves).sum(), leaves[0])
+    torch.testing.assert_close(only_total, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (0, 3), (1, 2)], ids=str)
+@pytest.mark.parametrize("per_sample", [False, True], ids=["static", "per_sample"])
+def test_subsets_of_gradients(wanted: tuple[int, ...], per_sample: bool) -> None:
+    check_against_eager(
+        skelops.graph_conv, eager, make((3, 6, 8, 9, 25, 3), per_sample=per_sample), differentiable=wanted
+    )
+
+
+@pytest.mark.parametrize("view", ["permuted", "sliced", "expanded", "offset"])
+def test_strides(view: str) -> None:
+    x, weight, adjacency, bias = make((4, 6, 8, 9, 25, 3))
+    x = {
+        "permuted": x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
+        "sliced": torch.randn(4, 12, 9, 30)[:, ::2, :, 3:28],
+        "expanded": x[:1].expand(4, 6, 9, 25),
+        "offset": torch.randn(4 * 6 * 9 * 25 + 3)[3:].view(4, 6, 9, 25),
+    }[view]
+    inputs = [x, weight.transpose(1, 2).contiguous().transpose(1, 2), adjacency.mT, bias]
+    torch.testing.assert_close(skelops.graph_conv(*inputs), eager(*inputs), atol=1e-4, rtol=1e-4)
+    leaves = [i.detach().requires_grad_() for i in inputs]
+    for ours, theirs in zip(
+        torch.autograd.grad(skelops.graph_conv(*leaves).sum(), leaves),  # sum: an upstream gradient of stride 0
+        torch.autograd.grad(eager(*leaves).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+
+
+def test_gradcheck() -> None:
+    for per_sample in (False, True):
+        inputs = [x.double().requires_grad_() for x in make((2, 3, 4, 2, 5, 2), per_sample=per_sample)]
+        assert torch.autograd.gradcheck(skelops.graph_conv, inputs)
+        assert torch.autograd.gradcheck(lambda *args: skelops.graph_conv(*args, stats=True), inputs)
+
+
+@pytest.mark.parametrize("per_sample", [False, True], ids=["static", "per_sample"])
+@pytest.mark.parametrize("stats", [False, True], ids=["plain", "stats"])
+def test_opcheck(per_sample: bool, stats: bool) -> None:
+    inputs = [x.requires_grad_() for x in make((2, 3, 4, 2, 25, 2), per_sample=per_sample)]
+    for x in (inputs[0], inputs[0].detach().contiguous(memory_format=torch.channels_last).requires_grad_()):
+        torch.library.opcheck(torch.ops.skelops.graph_conv.default, (x, *inputs[1:], stats))
+        torch.library.opcheck(torch.ops.skelops.graph_conv.default, (x, *inputs[1:3], None, stats))
+
+
+def test_compiles_whole() -> None:
+    compiled = torch.compile(skelops.graph_conv, fullgraph=True, dynamic=True)
+    for B in (2, 5):
+        leaves = [x.requires_grad_() for x in make((B, 3, 8, 6, 25, 3))]
+        y = compiled(*leaves)
+        torch.testing.assert_close(y, skelops.graph_conv(*leaves))
+        for ours, theirs in zip(
+            torch.autograd.grad(y.square().sum(), leaves),
+            torch.autograd.grad(skelops.graph_conv(*leaves).square().sum(), leaves),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_autocast() -> None:
+    inputs = make((2, 8, 16, 5, 25, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = skelops.graph_conv(*inputs)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y, skelops.graph_conv(*(x.bfloat16() for x in inputs)))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = skelops.graph_conv(inputs[0].bfloat16(), *inputs[1:])
+    torch.testing.assert_close(mixed, y)
+
+
+def test_repeats_bit_for_bit() -> None:
+    inputs = [x.requires_grad_() for x in make((8, 64, 64, 50, 25, 3))]
+    runs = []
+    for _ in range(3):
+        y = skelops.graph_conv(*inputs)
+        runs.append([y, *torch.autograd.grad(y.square().sum(), inputs)])
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+def test_non_finite_values_spread_as_in_eager(value: float) -> None:
+    """0 * NaN is NaN: leaving out the zeros of a sparse adjacency must not hide it."""
+    inputs = make((2, 20, 8, 9, 25, 3), sparse=True)
+    inputs[0][0, 3, 4, 11] = value
+    ours, theirs = skelops.graph_conv(*inputs), eager(*inputs)
+    assert torch.equal(ours.isnan(), theirs.isnan())
+    assert ours.isnan().any()
+
+
+def test_inputs_are_left_alone() -> None:
+    inputs = make((2, 16, 16, 5, 25, 3))
+    before = [x.clone() for x in inputs]
+    leaves = [x.requires_grad_() for x in inputs]
+    skelops.graph_conv(*leaves).sum().backward()
+    assert all(torch.equal(a, b) for a, b in zip(leaves, before, strict=True))
+
+
+def test_double_backward_is_refused() -> None:
+    inputs = [x.requires_grad_() for x in make((1, 3, 4, 2, 5, 2))]
+    (grad,) = torch.autograd.grad(skelops.graph_conv(*inputs).square().sum(), inputs[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward is not supported"):
+        grad.sum().backward()
+
+
+def test_identity_adjacency_is_a_convolution() -> None:
+    x, weight, _, bias = make((2, 6, 9, 5, 25, 1))
+    expected = torch.nn.functional.conv2d(x, weight[0, :, :, None, None], bias[0])
+    torch.testing.assert_close(skelops.graph_conv(x, weight, torch.eye(25)[None], bias), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_bad_input() -> None:
+    x, weight, adjacency, bias = make((2, 3, 4, 5, 25, 3))
+    cases = [
+        ((x[0], weight, adjacency), ValueError, r"x: expected shape \(B, C, T, V\), got \(3, 5, 25\)"),
+        (
+            (x, weight[:, :, :2], adjacency),
+            ValueError,
+            r"weight: expected shape \(K, O, C\) with .*C=3.*got \(3, 4, 2\)",
+        ),
+        ((x, weight, adjacency[:2]), ValueError, r"adjacency: expected shape .*K=3.* got \(2, 25, 25\)"),
+        ((x, weight, adjacency[:, :20]), ValueError, r"adjacency: .*V=25"),
+        ((x, weight, adjacency, bias[:, :1]), ValueError, r"bias: expected shape \(K, O\) with .*O=4.*got \(3, 1\)"),
+        ((x.long(), weight, adjacency), TypeError, r"x: expected a float tensor, got torch.int64"),
+        ((x, weight.bfloat16(), adjacency), TypeError, r"weight: expected torch.float32 as x, got torch.bfloat16"),
+        (([1.0], weight, adjacency), TypeError, r"x: expected a tensor, got list"),
+        ((x, weight, adjacency.to("meta")), ValueError, r"adjacency: expected device cpu as x, got meta"),
+    ]
+    for arguments, error, message in cases:
+        with pytest.raises(error, match=message):
+            skelops.graph_conv(*arguments)
+
+
+@pytest.mark.parametrize("level", ["avx2", "portable"])
+def test_other_instruction_sets(level: str) -> None:
+    run_at_level(level, __file__, "test_matches_eager or test_formats")
