@@ -59,7 +59,7 @@ def torch_paths() -> tuple[Path, Path]:
 
 
 class Ninja:
-    """One shared library: a build.ninja with a rule per compile-flag set, so that a rebuild touches only what changed."""
+    """One shared library, built by ninja, so that a rebuild touches only what changed."""
 
     def __init__(self, folder: Path) -> None:
         from ninja.ninja_syntax import Writer

@@ -40,7 +40,7 @@ def medians(runs: dict[str, Run], seconds: float) -> dict[str, float]:
 
 
 def peak_megabytes(run: Run) -> float | None:
-    """How far the process's resident memory rises above where it was, over one run; None where Linux's /proc is missing."""
+    """How far the process's resident memory rises over one run, in MB; None where Linux's /proc is missing."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not reset.exists():
         return None
@@ -79,7 +79,7 @@ class Machine:
         self.matmul = {dtype: matmul_rate(dtype) for dtype in (torch.float32, torch.bfloat16)}
 
     def floor_ms(self, work: Work, dtype: torch.dtype) -> float:
-        """No implementation is faster than its bytes at the speed of a copy, or its FLOP at that of a matrix product."""
+        """The time of the bytes at the speed of a copy, or of the FLOP at that of a matrix product."""
         return max(work.bytes / self.bandwidth, work.flop / self.matmul[dtype]) * 1e3
 
 

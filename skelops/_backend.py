@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,7 @@ def unavailable(backend: str, op: str, dtypes: tuple[torch.dtype, ...], dtype: t
     return f"{op} has no {backend} kernel"
 
 
+@cache
 def choose(op: str, device: str, dtypes: tuple[torch.dtype, ...], dtype: torch.dtype, forced: str = "auto") -> Choice:
     """The backend for one op, device type and dtype, with the reasons against those that were preferred.
 
@@ -90,7 +92,7 @@ def resolve(op: str, device: str, dtypes: tuple[torch.dtype, ...], dtype: torch.
 def backend(name: str) -> Iterator[None]:
     """Forces every op in the block to one backend: ``with skelops.backend("reference"): ...``.
 
-    For debugging and benchmarks. It holds for the whole process, and for the backward pass only if that runs in the block, too.
+    For debugging and benchmarks. It holds for the whole process, and for a backward pass only if that runs in the block.
 
     Args:
         name: "auto" (the default choice), "reference", "cpu", "triton" or "cuda".

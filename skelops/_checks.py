@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+
+KINDS: dict[str, Callable[[torch.Tensor], bool]] = {
+    "float": torch.Tensor.is_floating_point,
+    "integer": lambda x: not x.is_floating_point() and not x.is_complex() and x.dtype != torch.bool,
+    "bool or float": lambda x: x.is_floating_point() or x.dtype == torch.bool,
+}
 
 
 class Shapes:
@@ -22,13 +28,6 @@ class Shapes:
     def __getitem__(self, letter: str) -> int:
         return self.sizes[letter]
 
-    def matches(self, value: torch.Tensor, shape: str) -> bool:
-        """Whether the letters known so far allow this shape."""
-        letters = shape.split()
-        return value.dim() == len(letters) and all(
-            self.sizes.get(letter, size) == size for letter, size in zip(letters, value.shape, strict=True)
-        )
-
     def check(self, name: str, value: Any, *shapes: str, dtype: str = "float") -> str:
         """Checks a tensor against one of several shapes; returns the one that fits.
 
@@ -38,22 +37,19 @@ class Shapes:
         """
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-        kinds = {
-            "float": value.is_floating_point(),
-            "integer": not value.is_floating_point() and not value.is_complex() and value.dtype != torch.bool,
-            "bool or float": value.is_floating_point() or value.dtype == torch.bool,
-        }
-        if not kinds[dtype]:
+        if not KINDS[dtype](value):
             raise TypeError(f"{name}: expected a {dtype} tensor, got {value.dtype}")
+        found = value.shape
         for shape in shapes:
-            if self.matches(value, shape):
-                self.sizes.update(zip(shape.split(), value.shape, strict=True))
-                return shape
+            letters = shape.split()
+            if len(letters) == len(found):
+                sizes = dict(self.sizes)
+                if all([sizes.setdefault(letter, size) == size for letter, size in zip(letters, found, strict=True)]):
+                    self.sizes = sizes
+                    return shape
         expected = " or ".join("(" + ", ".join(shape.split()) + ")" for shape in shapes)
         known = ", ".join(f"{k}={v}" for k, v in self.sizes.items() if any(k in shape.split() for shape in shapes))
-        raise ValueError(
-            f"{name}: expected shape {expected}{' with ' + known if known else ''}, got {tuple(value.shape)}"
-        )
+        raise ValueError(f"{name}: expected shape {expected}{' with ' + known if known else ''}, got {tuple(found)}")
 
 
 def same_device(**tensors: torch.Tensor | None) -> None:

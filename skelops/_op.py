@@ -5,9 +5,9 @@
     op.autocast()
 
 The public functions check their arguments and call the op. torch.compile, autograd, autocast and fake tensors see
-``skelops::squeeze_pool``; at run time it asks `skelops._backend` which backend serves the call. A compiled backend is an
-op of the same name in a namespace of its own (``skelops_cpu``) that fills outputs allocated here, so that kernels never
-allocate results and every backend returns the same strides.
+``skelops::squeeze_pool``; at run time it asks `skelops._backend` which backend serves the call. A compiled backend is
+an op of the same name in a namespace of its own (``skelops_cpu``) that fills outputs allocated here: kernels never
+allocate results, and every backend returns the same strides.
 """
 
 from __future__ import annotations

@@ -8,8 +8,6 @@
 namespace skelops {
 namespace {
 
-using torch::headeronly::ScalarType;
-
 // Frames per tile: the rows in work (x, y, Z and H) fill half of a 1 MB L2 cache; more than some hundred rows gain nothing.
 constexpr int64_t kTileFloats = 128 * 1024, kMaxRows = 400;
 
@@ -21,8 +19,6 @@ GraphConvShape shape_of(const Map& x, const Tensor& weight, const Tensor& adjace
   const int64_t frames = std::clamp<int64_t>(rows / x.V, 1, std::max<int64_t>(most, 1));
   return {x.B, x.C, x.T, x.V, O, K, adjacency.dim() == 4, frames};
 }
-
-Tensor to_float(const Tensor& x) { return torch::stable::contiguous(torch::stable::to(x, ScalarType::Float)); }
 
 const float* floats(const Tensor& x) { return static_cast<const float*>(x.const_data_ptr()); }
 
@@ -56,7 +52,7 @@ void store_as(const Tensor& target, const float* values) {
     std::copy_n(values, n, static_cast<float*>(target.mutable_data_ptr()));
   } else {
     Tensor out = target;
-    torch::stable::copy_(out, torch::stable::from_blob(const_cast<float*>(values), target.sizes(), target.strides(), target.device(), ScalarType::Float));
+    torch::stable::copy_(out, torch::stable::from_blob(const_cast<float*>(values), target.sizes(), target.strides(), target.device(), torch::headeronly::ScalarType::Float));
   }
 }
 

@@ -63,7 +63,15 @@ inline Map as_map(const Tensor& x) {
   return {torch::stable::contiguous(x), false, B, C, T, V};
 }
 
-inline Tensor to_int64(const Tensor& x) { return torch::stable::contiguous(torch::stable::to(x, torch::headeronly::ScalarType::Long)); }
+// A contiguous tensor of the type, which is the given one where it is that already (without the cost of asking torch).
+inline Tensor dense(const Tensor& x, torch::headeronly::ScalarType type) {
+  const Tensor typed = x.scalar_type() == type ? x : torch::stable::to(x, type);
+  return typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
+}
+
+inline Tensor to_float(const Tensor& x) { return dense(x, torch::headeronly::ScalarType::Float); }
+
+inline Tensor to_int64(const Tensor& x) { return dense(x, torch::headeronly::ScalarType::Long); }
 
 inline const void* input_data(const Tensor& x) { return x.const_data_ptr(); }
 

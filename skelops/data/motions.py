@@ -8,9 +8,9 @@ import numpy as np
 class Move(NamedTuple):
     """Rotate `joint` about `axis` by `angle` radians times the curve.
 
-    Axes are the body's: x to its right, y up, z backwards. About x a positive angle lifts a hanging limb to the front and
-    leans the trunk back; about z it lifts the right arm or leg to the side. Joint "lift" with axis "y" is no rotation
-    but a height in metres.
+    Axes are the body's: x to its right, y up, z backwards. About x a positive angle lifts a hanging limb to the front
+    and leans the trunk back; about z it lifts the right arm or leg to the side. "lift y" is no rotation but a height
+    in metres.
     """
 
     joint: str
@@ -21,6 +21,7 @@ class Move(NamedTuple):
 
 # Values of a curve at clip time t (1, T) for motions with (n, 1) parameters: u runs from 0 to 1 during the motion.
 CURVES = {
+    "always": lambda u, t, cycles, phase: np.ones_like(u),
     "hold": lambda u, t, cycles, phase: _ramp(u),
     "pulse": lambda u, t, cycles, phase: np.sin(np.pi * u) ** 2,
     "strike": lambda u, t, cycles, phase: np.sin(np.pi * u**2.5) ** 2,
@@ -101,9 +102,9 @@ TWO_BODY = {
 
 # Ways to stand that say nothing about the action.
 STANCES = (
-    _moves("r_shoulder z hold 0.0"),
-    _moves("l_shoulder z hold -0.6, l_elbow x hold 1.5, l_shoulder y hold 0.9"),
-    _moves("l_shoulder x hold 0.5, l_elbow x hold 1.4"),
-    _moves("r_hip z hold 0.25, l_hip z hold -0.25"),
-    _moves("r_hip x hold 0.35, r_knee x hold -0.6, l_hip x hold 0.35, l_knee x hold -0.6, waist x hold -0.15"),
+    (),
+    _moves("l_shoulder z always -0.6, l_elbow x always 1.5, l_shoulder y always 0.9"),
+    _moves("l_shoulder x always 0.5, l_elbow x always 1.4"),
+    _moves("r_hip z always 0.25, l_hip z always -0.25"),
+    _moves("r_hip x always 0.35, r_knee x always -0.6, l_hip x always 0.35, l_knee x always -0.6"),
 )

@@ -37,9 +37,14 @@ _FEET = [14, 15, 18, 19]
 _LAYOUT = get_layout("ntu")
 
 
+# Row of the height above the floor in an array of joint angles; see motions.Move.
+_LIFT = len(_BONES)
+_ROWS = _JOINTS | {"lift": _LIFT}
+
+
 @dataclass(frozen=True)
 class _Split:
-    """What differs between the splits: cameras (degrees about the vertical axis), and the stream of random numbers."""
+    """What differs between the splits: the stream of random numbers, subjects, and cameras in degrees."""
 
     stream: int
     num_subjects: int
@@ -53,6 +58,34 @@ _SPLITS = {
 }
 
 
+class _People:
+    """Subjects: bone offsets (n, 25, 3) in metres, and habitual joint angles (n, 1, 26, 3) in radians."""
+
+    def __init__(self, random: np.random.Generator, count: int) -> None:
+        rest = np.array([_BONES[joint][1] for joint in range(len(_BONES))])
+        length = random.lognormal(0, 0.08, (count, len(_BONES), 1))
+        symmetric = (length + length[:, list(_LAYOUT.flip)]) / 2
+        self.offsets = rest * symmetric * random.uniform(0.8, 1.15, (count, 1, 1))
+        self.habits = random.normal(0, 0.06, (count, 1, _LIFT + 1, 3))
+        self.habits[:, :, _LIFT] = 0
+
+
+class _Timing:
+    """When, how often and how far each of n clips moves; every field is (n, 1)."""
+
+    def __init__(self, random: np.random.Generator, count: int) -> None:
+        self.duration = random.uniform(0.4, 0.95, (count, 1))
+        self.start = random.uniform(0, 1, (count, 1)) * (1 - self.duration)
+        self.cycles = random.uniform(1.5, 5, (count, 1))
+        self.phase = random.uniform(0, 2 * np.pi, (count, 1))
+        self.reach = random.lognormal(0, 0.2, (count, 1))
+
+    def curves(self, time: np.ndarray) -> dict[str, np.ndarray]:
+        """Every curve at clip times (1, T) from 0 to 1, each (n, T)."""
+        during = np.clip((time - self.start) / self.duration, 0, 1)
+        return {name: curve(during, time, self.cycles, self.phase) for name, curve in CURVES.items()}
+
+
 def _rotation(angles: np.ndarray) -> np.ndarray:
     """Matrices (..., 3, 3) that turn about y, then x, then z by angles (..., 3) = (x, y, z) in radians."""
     (cx, cy, cz), (sx, sy, sz) = np.moveaxis(np.cos(angles), -1, 0), np.moveaxis(np.sin(angles), -1, 0)
@@ -64,117 +97,89 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
     return np.stack([np.stack(row, -1) for row in rows], -2)
 
 
+def _turn(joints: np.ndarray, yaw: np.ndarray) -> np.ndarray:
+    """Rotate joints (n, T, 25, 3) about the vertical axis by yaw (n,) radians."""
+    matrix = _rotation(np.stack([np.zeros_like(yaw), yaw, np.zeros_like(yaw)], -1))
+    return np.einsum("nij,ntvj->ntvi", matrix, joints)
+
+
 def _pose(angles: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Forward kinematics: joint angles (n, T, 25, 3) and bone offsets (n, 25, 3) to joints (n, T, 25, 3), with the
-    lowest foot on the floor, y = 0."""
-    turned = {}
-    joints = np.zeros_like(angles)
+    """Forward kinematics: angles (n, T, 26, 3) and bone offsets (n, 25, 3) to joints (n, T, 25, 3), the lowest ankle
+    or foot on the floor y = 0 unless lifted."""
+    joints = np.zeros_like(angles[:, :, :_LIFT])
+    turned = {0: _rotation(angles[:, :, 0])}
     for joint, (parent, _) in _BONES.items():
-        local = _rotation(angles[:, :, joint]) if joint in _JOINTS.values() else None
-        if joint == parent:
-            turned[joint] = local
+        if joint == 0:
             continue
         joints[:, :, joint] = joints[:, :, parent] + np.einsum("ntij,nj->nti", turned[parent], offsets[:, joint])
-        turned[joint] = turned[parent] if local is None else turned[parent] @ local
-    joints[..., 1] -= joints[:, :, _FEET, 1].min(2)[..., None]
+        turned[joint] = turned[parent]
+        if joint in _JOINTS.values():
+            turned[joint] = turned[parent] @ _rotation(angles[:, :, joint])
+    floor = joints[:, :, _FEET, 1].min(2)
+    joints[..., 1] += (angles[:, :, _LIFT, 1] - floor)[..., None]
     return joints
 
 
 def _idle(random: np.random.Generator, clips: int, time: np.ndarray) -> np.ndarray:
-    """Slow small movements of every joint, (n, T, 25, 3) radians."""
-    size = (clips, 1, len(_BONES), 3)
+    """Slow small movements of every joint, (n, T, 26, 3) radians."""
+    size = (clips, 1, _LIFT + 1, 3)
     frequency, phase = random.uniform(0.3, 1.5, size), random.uniform(0, 2 * np.pi, size)
-    return random.normal(0, 0.07, size) * np.sin(2 * np.pi * frequency * time[:, :, None, None] + phase)
+    angles = random.normal(0, 0.07, size) * np.sin(2 * np.pi * frequency * time[:, :, None, None] + phase)
+    angles[:, :, _LIFT] = 0
+    return angles
 
 
-def _bodies(
-    random: np.random.Generator, moves: Sequence[Move], subjects: np.ndarray, habits: np.ndarray, timing: dict, frames: int
-) -> np.ndarray:
-    """One body per clip, (n, T, 25, 3) metres, upright at the origin and facing -z."""
-    clips = len(subjects)
+def _bodies(random: np.random.Generator, moves: Sequence[Move], people: _People, timing: _Timing, frames: int) -> np.ndarray:
+    """One body per clip, (n, T, 25, 3) metres, at the origin and facing -z."""
+    clips = len(timing.start)
     time = np.linspace(0, 1, frames)[None]
-    u = np.clip((time - timing["start"]) / timing["duration"], 0, 1)
-    angles = _idle(random, clips, time) + habits[:, None]
-    lift = np.zeros((clips, frames))
-    reach = timing["reach"]
-    for move in moves:
-        curve = CURVES[move.curve](u, time, timing["cycles"], timing["phase"])
-        change = move.angle * reach * random.lognormal(0, 0.15, (clips, 1)) * curve
-        if move.joint == "lift":
-            lift += change
-        else:
-            angles[:, :, _JOINTS[move.joint], "xyz".index(move.axis)] += change
-    stance = random.integers(0, len(STANCES), clips)
-    for number, posture in enumerate(STANCES):
-        for move in posture:
-            angles[stance == number, :, _JOINTS[move.joint], "xyz".index(move.axis)] += move.angle
-    joints = _pose(angles, subjects)
-    joints[..., 1] += lift[..., None]
-    return joints
+    who = random.integers(0, len(people.offsets), clips)
+    angles = _idle(random, clips, time) + people.habits[who]
+    stance = random.integers(0, len(STANCES), (clips, 1))
+    weights = [(moves, timing.reach)] + [(posture, stance == number) for number, posture in enumerate(STANCES)]
+    curves = timing.curves(time)
+    for group, weight in weights:
+        for move in group:
+            amount = move.angle * weight * random.lognormal(0, 0.15, (clips, 1))
+            angles[:, :, _ROWS[move.joint], "xyz".index(move.axis)] += amount * curves[move.curve]
+    return _pose(angles, people.offsets[who])
 
 
-def _subjects(random: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bone offsets (count, 25, 3) in metres and habitual joint angles (count, 25, 3) in radians."""
-    rest = np.array([_BONES[joint][1] for joint in range(len(_BONES))])
-    side = random.lognormal(0, 0.08, (count, len(_BONES), 1))
-    symmetric = (side + side[:, list(_LAYOUT.flip)]) / 2
-    offsets = rest * symmetric * random.uniform(0.8, 1.15, (count, 1, 1))
-    return offsets, random.normal(0, 0.06, (count, len(_BONES), 3))
+def _draw_class(
+    random: np.random.Generator, name: str, clips: int, split: _Split, people: _People, frames: int
+) -> Iterator[np.ndarray]:
+    """The bodies of one class, each (n, T, 25, 3) metres in the camera's space, without noise."""
+    timing = _Timing(random, clips)
+    left_handed = random.random(clips) < 0.4
+    camera = np.deg2rad(random.choice(split.cameras, clips) + random.uniform(-12, 12, clips))
+    place = np.stack([random.normal(0, 0.3, clips), random.normal(-0.8, 0.1, clips), random.uniform(2, 4, clips)], -1)
+    pair = TWO_BODY.get(name)
+    for index, moves in enumerate(pair or (ONE_BODY[name],)):
+        joints = _bodies(random, moves, people, timing, frames)
+        joints[left_handed] = joints[left_handed][:, :, list(_LAYOUT.flip)] * (-1, 1, 1)
+        joints = _turn(joints, random.normal(0, 0.15, clips))
+        if pair:
+            # Each stands half a metre from the middle and faces it.
+            side = 2 * index - 1
+            joints = _turn(joints, np.full(clips, side * np.pi / 2))
+            joints[..., 0] += side * 0.5
+        yield _turn(joints, camera) + place[:, None, None]
 
 
-def _hide(random: np.random.Generator, joints: np.ndarray, noise: float, occlusion: float) -> np.ndarray:
+def _sense(random: np.random.Generator, joints: np.ndarray, noise: float, occlusion: float) -> np.ndarray:
     """Sensor noise, and with probability `occlusion` a body part that for a while stands still or shakes."""
     clips, frames = joints.shape[:2]
-    part = np.zeros((clips, len(_BONES)), bool)
-    for row, number in enumerate(random.integers(0, len(_LAYOUT.parts), clips)):
-        part[row, list(_LAYOUT.parts[number])] = True
+    parts = np.array([[joint in part for joint in range(len(_BONES))] for part in _LAYOUT.parts])
     first = random.integers(0, frames, (clips, 1))
     last = first + random.integers(frames // 8, frames // 2 + 1, (clips, 1))
     frame = np.arange(frames)
     during = (frame >= first) & (frame < last) & (random.random((clips, 1)) < occlusion)
-    hidden = during[:, :, None] & part[:, None]
+    hidden = during[:, :, None] & parts[random.integers(0, len(parts), clips)][:, None]
     freezes = random.random((clips, 1, 1)) < 0.5
     source = np.where(hidden & freezes, first[:, :, None], frame[None, :, None])
     joints = np.take_along_axis(joints, source[..., None], 1)
     strength = np.where(hidden & ~freezes, 6 * noise, noise)
     return joints + strength[..., None] * random.normal(size=joints.shape)
-
-
-def _turn(joints: np.ndarray, yaw: np.ndarray) -> np.ndarray:
-    """Rotate about the vertical axis by yaw (n,) radians."""
-    angles = np.zeros((len(yaw), 3))
-    angles[:, 1] = yaw
-    return np.einsum("nij,ntvj->ntvi", _rotation(angles), joints)
-
-
-def _draw_class(
-    random: np.random.Generator, name: str, clips: int, split: _Split, people: tuple[np.ndarray, np.ndarray], frames: int
-) -> Iterator[np.ndarray]:
-    """The bodies of one class, each (n, T, 25, 3) in the camera's space before noise."""
-    duration = random.uniform(0.4, 0.95, (clips, 1))
-    timing = {
-        "duration": duration,
-        "start": random.uniform(0, 1, (clips, 1)) * (1 - duration),
-        "cycles": random.uniform(1.5, 5, (clips, 1)),
-        "phase": random.uniform(0, 2 * np.pi, (clips, 1)),
-        "reach": random.lognormal(0, 0.2, (clips, 1)),
-    }
-    left_handed = random.random(clips) < 0.4
-    camera = random.choice(split.cameras, clips) + random.uniform(-12, 12, clips)
-    place = np.stack([random.normal(0, 0.3, clips), random.normal(-0.8, 0.1, clips), random.uniform(2, 4, clips)], -1)
-    pair = TWO_BODY.get(name)
-    for index, moves in enumerate(pair or (ONE_BODY[name],)):
-        who = random.integers(0, split.num_subjects, clips)
-        joints = _bodies(random, moves, people[0][who], people[1][who], timing, frames)
-        joints[left_handed] = joints[left_handed][:, :, list(_LAYOUT.flip)] * (-1, 1, 1)
-        turn = random.normal(0, 0.15, clips)
-        if pair:
-            # Each faces the middle from half a metre away.
-            side = 1 - 2 * index
-            joints = _turn(joints, turn - side * np.pi / 2)
-            joints[..., 0] -= side * 0.5
-            turn = np.zeros(clips)
-        yield _turn(joints, turn + np.deg2rad(camera)) + place[:, None, None]
 
 
 def load(
@@ -205,21 +210,22 @@ def load(
         raise ValueError(f"split: expected train or test, got {split!r}")
     settings = _SPLITS[split]
     count = settings.clips_per_class if clips_per_class is None else clips_per_class
-    for name, value, least in (("clips_per_class", count, 1), ("frames", frames, 8), ("seed", seed, 0), ("noise", noise, 0)):
-        if value < least:
-            raise ValueError(f"{name}: expected at least {least}, got {value}")
+    limits = {"clips_per_class": (count, 1), "frames": (frames, 8), "seed": (seed, 0), "noise": (noise, 0)}
+    for argument, (value, least) in limits.items():
+        if not value >= least:
+            raise ValueError(f"{argument}: expected at least {least}, got {value}")
     if not 0 <= occlusion <= 1:
         raise ValueError(f"occlusion: expected a probability, got {occlusion}")
     random = np.random.default_rng([seed, settings.stream])
-    people = _subjects(random, settings.num_subjects)
+    people = _People(random, settings.num_subjects)
     clips = np.zeros((len(CLASS_NAMES), count, 3, frames, len(_BONES), 2), np.float32)
     for label, name in enumerate(CLASS_NAMES):
-        # The order of the two bodies carries no meaning, as in a recording.
+        # Which of two bodies comes first means nothing, as in a recording.
         swap = random.random(count) < 0.5
         for index, joints in enumerate(_draw_class(random, name, count, settings, people, frames)):
-            slot = np.where(swap, 1 - index, index) if name in TWO_BODY else np.zeros(count, int)
-            seen = _hide(random, joints, noise, occlusion)
-            clips[label, np.arange(count), :, :, :, slot] = seen.transpose(0, 3, 1, 2)
+            body = np.where(swap, 1 - index, index) if name in TWO_BODY else np.zeros(count, int)
+            sensed = _sense(random, joints, noise, occlusion)
+            clips[label, np.arange(count), :, :, :, body] = sensed.transpose(0, 3, 1, 2)
     raw = torch.from_numpy(clips).flatten(0, 1)
     lengths = torch.full((len(raw),), frames)
     labels = torch.arange(len(CLASS_NAMES)).repeat_interleave(count)

@@ -1,1 +1,1 @@
-"""The fused ops, one folder each: the public function (checks, docs, gradient), reference.py, and kernels where they exist."""
+"""The fused ops, one folder each: the public function with checks and gradient, reference.py, and kernels."""

@@ -36,8 +36,8 @@ def graph_conv(
 
         y[b,o,t,w] = sum_k sum_v (sum_c weight[k,o,c] x[b,c,t,v] + bias[k,o]) adjacency[(b),k,v,w]
 
-    ``adjacency[..., v, w]`` carries joint v (source) to joint w (target). Sums are accumulated in float32 for float32 and
-    bfloat16. Every input has a gradient; the map between projection and aggregation is never stored.
+    ``adjacency[..., v, w]`` carries joint v (source) to joint w (target). Sums are accumulated in float32
+    for float32 and bfloat16. Every input has a gradient; the map between projection and aggregation is never stored.
 
     Args:
         x: feature map (B, C, T, V), contiguous or channels_last (other strides are copied once); the output and the
@@ -45,8 +45,8 @@ def graph_conv(
         weight: (K, O, C).
         adjacency: (K, V, V) shared by the batch, or (B, K, V, V) per sample.
         bias: (K, O), or None.
-        stats: also return the sum and the sum of squares of every output channel, from the same pass: what BatchNorm needs.
-            Both are differentiable.
+        stats: also return the sum and the sum of squares of every output channel, from the same pass: what BatchNorm
+            needs. Both are differentiable.
 
     Returns:
         y (B, O, T, V) in the dtype of ``x``, or `GraphConvStats`.
@@ -55,8 +55,8 @@ def graph_conv(
         TypeError: an argument is no floating-point tensor, or the dtypes differ outside autocast.
         ValueError: shapes or devices do not fit together.
 
-    ST-GCN, "Spatial Temporal Graph Convolutional Networks for Skeleton-Based Action Recognition" (AAAI 2018), equation 10
-    (released as ConvTemporalGraphical), and the aggregation of 2s-AGCN and DSTA-Net.
+    ST-GCN, "Spatial Temporal Graph Convolutional Networks for Skeleton-Based Action Recognition" (AAAI 2018),
+    equation 10 (released as ConvTemporalGraphical), and the aggregation of 2s-AGCN and DSTA-Net.
     """
     shapes = Shapes()
     shapes.check("x", x, "B C T V")
