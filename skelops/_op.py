@@ -24,6 +24,7 @@ LIBRARY = Library("skelops", "DEF")
 NATIVE = Library("skelops_cpu", "FRAGMENT")
 REGISTRY: dict[str, Op] = {}
 
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 FLOAT_DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -39,6 +40,22 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float64:
         return value.to(dtype)
     return value
+
+
+def _observed(args: tuple[Any, ...]) -> bool:
+    """Whether anything between the caller and the kernel must see the call: a compiler, autograd, autocast, a mode.
+
+    Where nothing must, the kernel is called directly: the dispatcher's way through Python costs as much as a small kernel.
+    """
+    if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled() or torch._C._len_torch_dispatch_stack():
+        return True
+    if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None:
+        return True
+    grad = torch.is_grad_enabled()
+    for arg in args:
+        if isinstance(arg, torch.Tensor) and (type(arg) not in PLAIN or (grad and arg.requires_grad)):
+            return True
+    return False
 
 
 class Op:
@@ -73,7 +90,7 @@ class Op:
         REGISTRY[self.name] = self
 
     def __call__(self, *args: Any) -> Any:
-        return self._overload(*args)
+        return self._overload(*args) if _observed(args) else self._run(*args)
 
     def _run(self, *args: Any) -> Any:
         tensor = _first_float(args)

@@ -52,11 +52,11 @@ def _moves(text: str) -> tuple[Move, ...]:
 ONE_BODY = {
     "wave": _moves("r_shoulder z hold 1.9, r_elbow z hold 0.9, r_elbow z swing 0.5"),
     "clap": _moves(
-        "r_shoulder x hold 0.8, l_shoulder x hold 0.8, r_elbow x hold 0.9, l_elbow x hold 0.9,"
-        "r_shoulder z swing -0.35, l_shoulder z swing 0.35"
+        "r_shoulder x hold 0.7, l_shoulder x hold 0.7, r_elbow x hold 1.0, l_elbow x hold 1.0, r_shoulder y hold 0.3,"
+        "l_shoulder y hold -0.3, r_shoulder y swing 0.35, l_shoulder y swing -0.35"
     ),
-    "drink": _moves("r_shoulder x pulse 0.9, r_shoulder z pulse -0.25, r_elbow x pulse 1.9, neck x strike 0.35"),
-    "phone call": _moves("r_shoulder x hold 0.8, r_shoulder z hold 0.35, r_elbow x hold 2.1, neck z hold -0.15"),
+    "drink": _moves("r_shoulder x pulse 1.1, r_shoulder y pulse 0.6, r_elbow x pulse 2.2, neck x strike 0.35"),
+    "phone call": _moves("r_shoulder x hold 0.8, r_shoulder z hold 0.5, r_elbow x hold 2.4, neck z hold -0.2"),
     "throw": _moves(
         "r_shoulder z windup 1.2, r_shoulder x windup -0.5, r_elbow x windup 1.4, r_shoulder x strike 1.6,"
         "spine y windup -0.4, spine y strike 0.4"
@@ -103,7 +103,7 @@ TWO_BODY = {
 # Ways to stand that say nothing about the action.
 STANCES = (
     (),
-    _moves("l_shoulder z always -0.6, l_elbow x always 1.5, l_shoulder y always 0.9"),
+    _moves("l_shoulder z always -0.6, l_elbow x always 1.5, l_shoulder y always -0.9"),
     _moves("l_shoulder x always 0.5, l_elbow x always 1.4"),
     _moves("r_hip z always 0.25, l_hip z always -0.25"),
     _moves("r_hip x always 0.35, r_knee x always -0.6, l_hip x always 0.35, l_knee x always -0.6"),

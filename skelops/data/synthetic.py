@@ -66,7 +66,7 @@ class _People:
         length = random.lognormal(0, 0.08, (count, len(_BONES), 1))
         symmetric = (length + length[:, list(_LAYOUT.flip)]) / 2
         self.offsets = rest * symmetric * random.uniform(0.8, 1.15, (count, 1, 1))
-        self.habits = random.normal(0, 0.06, (count, 1, _LIFT + 1, 3))
+        self.habits = random.normal(0, 0.05, (count, 1, _LIFT + 1, 3))
         self.habits[:, :, _LIFT] = 0
 
 
@@ -78,7 +78,7 @@ class _Timing:
         self.start = random.uniform(0, 1, (count, 1)) * (1 - self.duration)
         self.cycles = random.uniform(1.5, 5, (count, 1))
         self.phase = random.uniform(0, 2 * np.pi, (count, 1))
-        self.reach = random.lognormal(0, 0.2, (count, 1))
+        self.reach = random.lognormal(0, 0.12, (count, 1))
 
     def curves(self, time: np.ndarray) -> dict[str, np.ndarray]:
         """Every curve at clip times (1, T) from 0 to 1, each (n, T)."""
@@ -124,7 +124,7 @@ def _idle(random: np.random.Generator, clips: int, time: np.ndarray) -> np.ndarr
     """Slow small movements of every joint, (n, T, 26, 3) radians."""
     size = (clips, 1, _LIFT + 1, 3)
     frequency, phase = random.uniform(0.3, 1.5, size), random.uniform(0, 2 * np.pi, size)
-    angles = random.normal(0, 0.07, size) * np.sin(2 * np.pi * frequency * time[:, :, None, None] + phase)
+    angles = random.normal(0, 0.05, size) * np.sin(2 * np.pi * frequency * time[:, :, None, None] + phase)
     angles[:, :, _LIFT] = 0
     return angles
 
@@ -140,7 +140,7 @@ def _bodies(random: np.random.Generator, moves: Sequence[Move], people: _People,
     curves = timing.curves(time)
     for group, weight in weights:
         for move in group:
-            amount = move.angle * weight * random.lognormal(0, 0.15, (clips, 1))
+            amount = move.angle * weight * random.lognormal(0, 0.1, (clips, 1))
             angles[:, :, _ROWS[move.joint], "xyz".index(move.axis)] += amount * curves[move.curve]
     return _pose(angles, people.offsets[who])
 

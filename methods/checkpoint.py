@@ -1,0 +1,63 @@
+"""Checkpoints of `skelops.methods.training.Pretraining`: reading them and building their encoder."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from skelops.methods.encoders import ENCODERS, STGCN
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint file, on the CPU; nothing in the file is executed.
+
+    Raises:
+        ValueError: there is no such file, or it is no checkpoint of ``skelops train``; names the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"checkpoint: expected a file, found none at {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"checkpoint: {path} cannot be read as a checkpoint ({reason or type(error).__name__})") from error
+    if not isinstance(content, dict) or not {"encoder", "state_dict"} <= content.keys():
+        raise ValueError(f"checkpoint: {path} was not written by skelops train")
+    return content
+
+
+def load_encoder(checkpoint: dict[str, Any]) -> STGCN:
+    """The query encoder of a checkpoint, without its projector, in evaluation mode.
+
+    Raises:
+        ValueError: the encoder is unknown here, or the weights do not fit it.
+    """
+    name, arguments = checkpoint["encoder"]["name"], checkpoint["encoder"]["arguments"]
+    if name not in ENCODERS:
+        raise ValueError(f"checkpoint: expected an encoder of {', '.join(ENCODERS)}, got {name!r}")
+    encoder = ENCODERS[name](**arguments)
+    prefix = "framework.encoder_q."
+    weights = {key.removeprefix(prefix): w for key, w in checkpoint["state_dict"].items() if key.startswith(prefix)}
+    check_weights(encoder, {key: w for key, w in weights.items() if not key.startswith("fc.")})
+    encoder.load_state_dict(weights, strict=False)
+    return encoder.eval()
+
+
+def check_weights(module: nn.Module, weights: dict[str, Any]) -> None:
+    """Names and shapes are those of the module's state_dict.
+
+    Raises:
+        ValueError: names the first that differs.
+    """
+    expected = module.state_dict()
+    for key in [*expected, *weights]:
+        shapes = [tuple(state[key].shape) if key in state else None for state in (expected, weights)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"checkpoint: its weights do not fit the configuration: {key}: expected {shapes[0]}, got {shapes[1]}"
+            )

@@ -1,0 +1,1 @@
+"""The commands behind ``skelops train``, ``skelops eval`` and ``skelops demo``; they need the [train] extra."""

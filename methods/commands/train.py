@@ -1,0 +1,149 @@
+"""``skelops train``: Lightning's CLI on a YAML configuration."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from skelops.cli import CommandError, user_errors
+from skelops.methods.callbacks import EpochLines, KNNMonitor
+from skelops.methods.checkpoint import check_weights, read_checkpoint
+from skelops.methods.data_module import SkeletonData
+from skelops.methods.report import claim_folder
+from skelops.methods.training import Pretraining
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def quiet() -> None:
+    """Silences what Lightning says about itself: advertisements, hardware it does not use, advice that does not apply."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # batches are gathered from one tensor
+        ".*Experiment logs directory .* exists and is not empty.*",  # the TensorBoard log lies in the same folder
+        ".*args parameter is intended to run from within Python.*",
+        ".*smaller than the logging interval.*",
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*GPU available but not used.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def config_path(name: str) -> str:
+    """A configuration file: a path, or the name of a packaged one such as ``skelemix_clr/nw_ucla``.
+
+    Raises:
+        ValueError: neither; lists the packaged names.
+    """
+    packaged = CONFIGS / f"{name}.yaml"
+    if Path(name).is_file():
+        return name
+    if packaged.is_file():
+        return str(packaged)
+    names = ", ".join(sorted(str(file.relative_to(CONFIGS).with_suffix("")) for file in CONFIGS.glob("*/*.yaml")))
+    raise ValueError(f"--config: expected a file or one of {names}, got {name}")
+
+
+def _with_config_paths(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the value of every --config made a path."""
+    resolved = list(arguments)
+    for index, argument in enumerate(resolved):
+        if argument in ("--config", "-c") and index + 1 < len(resolved):
+            resolved[index + 1] = config_path(resolved[index + 1])
+        elif argument.startswith("--config="):
+            resolved[index] = f"--config={config_path(argument.partition('=')[2])}"
+    return resolved
+
+
+def last_checkpoint(runs: Path) -> Path:
+    """The checkpoint of the newest version of a run.
+
+    Raises:
+        ValueError: no version has one.
+    """
+    versions = sorted(runs.glob("version_*/checkpoints/last.ckpt"), key=lambda p: int(p.parts[-3].split("_")[1]))
+    if not versions:
+        raise ValueError(f"--ckpt_path last: expected a checkpoint in {runs}/version_*/checkpoints, found none")
+    return versions[-1]
+
+
+class TrainCLI(LightningCLI):
+    """Parses the configuration and builds trainer, model and data; logs and checkpoints go to RUNS/NAME/version_K."""
+
+    def __init__(self, args: ArgsType) -> None:
+        super().__init__(
+            Pretraining,
+            SkeletonData,
+            args=args,
+            run=False,
+            seed_everything_default=0,
+            trainer_defaults={"devices": 1, "log_every_n_steps": 10, "enable_model_summary": False},
+            parser_kwargs={"prog": "skelops train", "exit_on_error": False},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str, default="run", help="name of the run")
+        parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+        parser.add_argument(
+            "--ckpt_path", type=str, default=None, help='checkpoint to resume from; "last" is the newest of this name'
+        )
+        parser.add_lightning_class_args(KNNMonitor, "monitor")
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        runs = Path(self.config.runs) / self.config.name
+        self.checkpoint: Path | None = None
+        if self.config.ckpt_path is not None:
+            last = self.config.ckpt_path == "last"
+            self.checkpoint = last_checkpoint(runs) if last else Path(self.config.ckpt_path)
+            check_weights(self.model, read_checkpoint(self.checkpoint)["state_dict"])
+        self.datamodule.setup()
+        self.folder = claim_folder(lambda number: runs / f"version_{number}")
+        where = {"save_dir": runs.parent, "name": runs.name, "version": self.folder.name}
+        trainer = super().instantiate_trainer(logger=[CSVLogger(**where), TensorBoardLogger(**where)], **kwargs)
+        trainer.callbacks += [
+            RichProgressBar() if sys.stdout.isatty() else EpochLines(),
+            ModelCheckpoint(
+                self.folder / "checkpoints", "last", enable_version_counter=False, save_on_train_epoch_end=True
+            ),
+        ]
+        return trainer
+
+    def fit(self) -> Path:
+        """Trains; returns the last checkpoint."""
+        self.trainer.fit(self.model, self.datamodule, ckpt_path=self.checkpoint)
+        return self.folder / "checkpoints" / "last.ckpt"
+
+
+def build(arguments: Sequence[str]) -> TrainCLI:
+    """Everything up to the first step.
+
+    Raises:
+        CommandError: an argument or a file is wrong; one line.
+    """
+    quiet()
+    with user_errors():
+        try:
+            return TrainCLI(_with_config_paths(arguments))
+        except argparse.ArgumentError as error:
+            raise CommandError(" ".join(str(error).split())) from error
+
+
+def main(arguments: Sequence[str]) -> None:
+    """``skelops train ARGUMENTS``."""
+    cli = build(arguments)
+    print(f"logs and checkpoints: {cli.folder}", flush=True)
+    checkpoint = cli.fit()
+    print(f"evaluate it with: skelops eval --checkpoint {checkpoint}")

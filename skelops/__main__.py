@@ -1,0 +1,5 @@
+"""``python -m skelops``."""
+
+from skelops.cli import main
+
+raise SystemExit(main())

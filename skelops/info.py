@@ -1,0 +1,64 @@
+"""What runs here: versions, devices, and which backend serves each op."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+import torch
+
+import skelops
+from skelops import _backend, _native
+from skelops._op import REGISTRY, Op
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of skelops and of what it runs on; None for what is not installed."""
+    found: dict[str, str | None] = {"skelops": skelops.__version__, "python": platform.python_version()}
+    for name in ("torch", "triton", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def devices() -> dict[str, str]:
+    """Name of every device, by its torch name."""
+    names = {"cpu": f"{_processor()}, {torch.get_num_threads()} threads"}
+    for index in range(torch.cuda.device_count()):
+        names[f"cuda:{index}"] = torch.cuda.get_device_name(index)
+    return names
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _op_lines(op: Op) -> list[str]:
+    """The backend per device type in float32, and under it why those that are preferred do not serve."""
+    lines = []
+    for device in _backend.BACKENDS:
+        backend, reasons = _backend.choose(op.name, device, op.dtypes, torch.float32)
+        why = "; ".join(f"not {name}: {reason}" for name, reason in reasons.items())
+        lines.append(f"  {op.name:<28} {device:<5} {backend:<10} {why}".rstrip())
+    return lines
+
+
+def report() -> str:
+    """The text of ``skelops info``."""
+    installed = "  ".join(f"{name} {version or 'not installed'}" for name, version in versions().items())
+    lines = [installed, "", "devices"]
+    lines += [f"  {name:<8} {description}" for name, description in devices().items()]
+    lines += ["", f"native CPU kernels: {_native.missing or f'loaded, {_native.instruction_set()}'}"]
+    lines += ["", "ops               (name, device, backend that serves float32)"]
+    for name in sorted(REGISTRY):
+        lines += _op_lines(REGISTRY[name])
+    return "\n".join(lines)
