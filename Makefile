@@ -37,7 +37,7 @@ $(VENV)/packages: pyproject.toml .ci/constraints.txt $(VENV)/torch-$(TORCH)
 
 $(VENV)/native: $(VENV)/packages setup.py $(SOURCES)
 	$(BIN)/python setup.py -q build_ext --inplace
-	$(BIN)/python -m skelops info --native
+	$(BIN)/python -m skelops info
 	touch $@
 
 clean:

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 
 from skelops.methods.data_module import SkeletonData
 from skelops.methods.evaluation import extract_features, knn_predict
+from skelops.methods.training import Pretraining
 
 
 class KNNMonitor(pl.Callback):
@@ -25,13 +26,13 @@ class KNNMonitor(pl.Callback):
         epoch = trainer.current_epoch + 1
         if not self.every or (epoch % self.every and epoch != trainer.max_epochs):
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, SkeletonData) and data.train and data.test
-        train, test = (extract_features(pl_module.framework.encoder_q, part.clips) for part in (data.train, data.test))
+        assert isinstance(pl_module, Pretraining)
+        data: SkeletonData = trainer.datamodule  # type: ignore[attr-defined]
+        train, test = data.split("train"), data.split("test")
+        features, queries = (extract_features(pl_module.framework.encoder_q, split.clips) for split in (train, test))
         k = min(self.neighbours, len(train))
-        labels = data.train.labels.to(train.device)
-        predicted = knn_predict(train, labels, test, data.train.num_classes, [k])[k].cpu()
-        pl_module.log("knn", (predicted == data.test.labels).float().mean())
+        predicted = knn_predict(features, train.labels.to(features.device), queries, train.num_classes, [k])[k]
+        pl_module.log("knn", (predicted.cpu() == test.labels).float().mean())
 
 
 class EpochLines(pl.Callback):
@@ -42,7 +43,7 @@ class EpochLines(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = trainer.callback_metrics
-        values = {"loss": metrics.get("loss_epoch"), "accuracy": metrics.get("accuracy_epoch"), "knn": metrics.get("knn")}
-        shown = "  ".join(f"{name} {float(value):.3f}" for name, value in values.items() if value is not None)
+        names = [name for name in ("loss_epoch", "accuracy_epoch", "knn") if name in metrics]
+        shown = "  ".join(f"{name.removesuffix('_epoch')} {float(metrics[name]):.3f}" for name in names)
         seconds = time.perf_counter() - self.start
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {shown}  {seconds:.1f} s", flush=True)

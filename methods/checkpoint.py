@@ -25,7 +25,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"checkpoint: {path} cannot be read as a checkpoint ({reason or type(error).__name__})") from error
+        raise ValueError(f"checkpoint: {path} cannot be read ({reason or type(error).__name__})") from error
     if not isinstance(content, dict) or not {"encoder", "state_dict"} <= content.keys():
         raise ValueError(f"checkpoint: {path} was not written by skelops train")
     return content

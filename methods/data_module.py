@@ -61,16 +61,20 @@ class SkeletonData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.train: SkeletonDataset | None = None
-        self.test: SkeletonDataset | None = None
+        self._splits: dict[str, SkeletonDataset] = {}
 
-    def load(self, split: str) -> SkeletonDataset:
-        """A split, "train" or "test".
+    def split(self, name: str) -> SkeletonDataset:
+        """The split "train" or "test", read at the first call.
 
         Raises:
             ValueError: no folder for a set that needs one, or a file is bad.
             TypeError: the reader does not know one of the options.
         """
+        if name not in self._splits:
+            self._splits[name] = self._load(name)
+        return self._splits[name]
+
+    def _load(self, split: str) -> SkeletonDataset:
         source, folder = self.hparams["source"], self.hparams["folder"]
         arguments = {"split": split, "frames": self.hparams["frames"], **(self.hparams["options"] or {})}
         reader = getattr(data, source)
@@ -80,15 +84,10 @@ class SkeletonData(pl.LightningDataModule):
             raise ValueError(f"data.folder: expected the folder of the {source} files, got none")
         return reader.load(folder, **arguments)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Loads both splits once."""
-        self.train = self.train or self.load("train")
-        self.test = self.test or self.load("test")
-
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches (clips (N, 3, T, V, M), labels (N,), indices)."""
-        assert self.train is not None
-        batches = ShuffledBatches(len(self.train), self.hparams["batch_size"], self.hparams["seed"])
+        train = self.split("train")
+        batches = ShuffledBatches(len(train), self.hparams["batch_size"], self.hparams["seed"])
         # A list of indices gathers a batch in one call. The loader's own generator keeps it off the global one, which
         # drives dropout and is part of the checkpoint.
-        return DataLoader(self.train, sampler=batches, batch_size=None, generator=torch.Generator())
+        return DataLoader(train, sampler=batches, batch_size=None, generator=torch.Generator())

@@ -40,7 +40,7 @@ def knn_predict(
         ValueError: some k is not between 1 and P.
     """
     if not all(1 <= k <= len(train) for k in neighbours):
-        raise ValueError(f"neighbours: expected 1 to {len(train)}, the number of training clips, got {list(neighbours)}")
+        raise ValueError(f"neighbours: expected 1 to {len(train)} (the training clips), got {list(neighbours)}")
     train, predictions = normalize(train, dim=1), {k: [labels[:0]] for k in neighbours}
     for batch in normalize(test, dim=1).split(1024):
         similarity, index = (batch @ train.T).topk(max(neighbours))
@@ -56,9 +56,9 @@ class LinearProbe:
     """Softmax regression on frozen features; equal for equal features, without a random number but in "sgd".
 
     Args:
-        solver: "lbfgs" fits features standardised by the mean and deviation of the training clips to convergence, so that no
-            learning rate favours an encoder by the scale of its features; "sgd" is the published recipe of SkeleMixCLR
-            on the features as they are (batches of 128, momentum 0.9, no weight decay).
+        solver: "lbfgs" fits features standardised by the mean and deviation of the training clips to convergence, so
+            that no learning rate favours an encoder by the scale of its features; "sgd" is the published recipe of
+            SkeleMixCLR on the features as they are (batches of 128, momentum 0.9, no weight decay).
         l2: of "lbfgs": weight of half the squared norm of the weights, beside the mean cross-entropy.
         iterations: of "lbfgs": at most so many.
         lr: of "sgd".
@@ -129,7 +129,7 @@ def evaluate(
     encoder: STGCN,
     train: SkeletonDataset,
     test: SkeletonDataset,
-    probe: LinearProbe = LinearProbe(),  # noqa: B008 - immutable
+    probe: LinearProbe = LinearProbe(),
     neighbours: Sequence[int] = (1, 10, 20),
 ) -> Evaluation:
     """Linear probe and k nearest neighbours of a frozen encoder; its features are computed once.

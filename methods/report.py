@@ -6,12 +6,12 @@ import datetime
 import itertools
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -55,6 +55,7 @@ def write_summary(path: Path, content: Mapping[str, Any]) -> None:
     """JSON with the given content and where and when it came about."""
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     text = json.dumps({**content, "versions": versions(), "devices": devices(), "date": now}, indent=1)
+    text = re.sub(r"\[[\d\s,]+\]", lambda row: re.sub(r"\s+", " ", row[0]), text)
     write_file(path, lambda file: file.write_text(text + "\n"))
 
 
@@ -75,12 +76,6 @@ def accuracy_table(title: str, rows: Mapping[str, Evaluation]) -> Table:
         accuracies = [evaluation.linear, *evaluation.knn.values()]
         table.add_row(name, *(f"{accuracy:.1%}" for accuracy in accuracies))
     return table
-
-
-def print_table(table: Table) -> None:
-    """Prints a table at its own width where no terminal dictates one."""
-    console = Console()
-    Console(width=None if console.is_terminal else 100).print(table)
 
 
 def _figure(width: float, height: float) -> Any:

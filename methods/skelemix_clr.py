@@ -1,7 +1,7 @@
 """SkeleMixCLR: Chen et al., Contrastive Learning from Spatio-Temporal Mixed Skeleton Sequences (arXiv 2207.03065).
 
-"Released" below is github.com/czhaneva/SkeleMixCLR at 4538d6c: net/skeletonclr_multi_swap.py, its v2 (the + variant) and
-processor/pretrain_skeletonclr_multi_swap.py.
+"Released" below is github.com/czhaneva/SkeleMixCLR at 4538d6c: net/skeletonclr_multi_swap.py, its v2 (the + variant)
+and processor/pretrain_skeletonclr_multi_swap.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 import skelops
 from skelops.augment import skelemix
 from skelops.methods.encoders import STGCN
+from skelops.methods.framework import Framework
 from skelops.nn import MomentumEncoder, MomentumQueue
 
 
@@ -23,9 +24,16 @@ def projector(features: int, embedding: int) -> nn.Sequential:
     )
 
 
+def default_init(module: nn.Module) -> None:
+    """PyTorch's default initialisation drawn anew, to be passed to `nn.Module.apply`."""
+    reset = getattr(module, "reset_parameters", None)
+    if reset is not None:
+        reset()
+
+
 def released_init(module: nn.Module) -> None:
-    """Initialisation of the released trainer, to be passed to `nn.Module.apply`: weights N(0, 0.02), biases 0, and weights of
-    normalisations N(1, 0.02). Behind normalisations the small scale acts as a larger learning rate."""
+    """Initialisation of the released trainer, to be passed to `nn.Module.apply`: weights N(0, 0.02), biases 0, and
+    weights of normalisations N(1, 0.02)."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -36,11 +44,11 @@ def released_init(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-class SkeleMixCLR(nn.Module):
-    """One training step: two views of a batch in, losses out; the momentum encoder and the queue are updated on the way.
+class SkeleMixCLR(Framework):
+    """SkeleMixCLR and SkeleMixCLR+.
 
-    With unit embeddings q (query), p and c (inside and outside the paste of the mixed query, through mask pooling), k (key),
-    the queue Q and the partner r(i) that clip i was mixed with, every term is InfoNCE at one temperature::
+    With unit embeddings q (query), p and c (inside and outside the paste of the mixed query, through mask pooling),
+    k (key), the queue Q and the partner r(i) that clip i was mixed with, every term is InfoNCE at one temperature::
 
         L_ins: q_i against k_i     | negatives Q
         L_p:   p_i against k_r(i)  | negatives Q and sg(c_i)
@@ -59,8 +67,10 @@ class SkeleMixCLR(nn.Module):
         momentum: of the key encoder.
         mixes: mixed versions of the query per step; 1 in SkeleMixCLR, 3 in SkeleMixCLR+.
         plus: SkeleMixCLR+, the sum over mixes; False takes their mean.
-        copy_after_init: start the key encoder as a copy of the query encoder. False is the released behaviour, where the
-            trainer draws the weights of both anew after the copy.
+        copy_after_init: start the key encoder as a copy of the query encoder. False is the released behaviour, where
+            the trainer draws the weights of both anew after the copy.
+        released_weights: draw the first weights as the released trainer does, from N(0, 0.02), which learns more slowly
+            in short runs than PyTorch's default.
     """
 
     def __init__(
@@ -73,28 +83,26 @@ class SkeleMixCLR(nn.Module):
         mixes: int = 1,
         plus: bool = False,
         copy_after_init: bool = True,
+        released_weights: bool = False,
     ) -> None:
         super().__init__()
         if mixes < 1:
             raise ValueError(f"mixes: expected at least 1, got {mixes}")
         self.temperature, self.mixes, self.plus = temperature, mixes, plus
         encoder.fc = projector(encoder.feature_dim, embedding)
-        self.encoder_q = encoder.apply(released_init)
+        if released_weights:
+            encoder.apply(released_init)
+        self.encoder_q = encoder
         self.encoder_k = MomentumEncoder(encoder, momentum)
         if not copy_after_init:
-            self.encoder_k.apply(released_init)
+            self.encoder_k.apply(released_init if released_weights else default_init)
         self.queue = MomentumQueue(embedding, queue_size)
 
     def forward(self, query: Tensor, key: Tensor, generator: Generator | None = None) -> dict[str, Tensor]:
-        """Losses of a step.
-
-        Args:
-            query: one view of the batch (N, C, T, V, M).
-            key: another view of the same clips.
-            generator: draws the mixes; of the device of ``query``.
+        """Losses of a step on two views (N, C, T, V, M); the generator draws the mixes.
 
         Returns:
-            Scalars: ``loss`` (to minimise), its parts ``loss_instance``, ``loss_trimmed``, ``loss_truncated``, and
+            Scalars: ``loss`` and its parts ``loss_instance``, ``loss_trimmed``, ``loss_truncated``, and
             ``accuracy``, the share of queries whose key beats every negative.
         """
         layout, stride = self.encoder_q.layout, self.encoder_q.temporal_stride
@@ -106,8 +114,8 @@ class SkeleMixCLR(nn.Module):
         self.encoder_k.update(self.encoder_q)
         k = normalize(self.encoder_k(key), dim=1)
 
-        # All terms share one pass over the queue. L_ins has no extra negative: in its place stands the zero vector, whose
-        # logit is 0, and the exp(0) = 1 that it adds to the sum of exponentials is taken out again.
+        # All terms share one pass over the queue. L_ins has no extra negative: in its place stands the zero vector,
+        # whose logit is 0, and the exp(0) = 1 that it adds to the sum of exponentials is taken out again.
         anchors = torch.stack([q, *(anchor for pair in pasted for anchor in pair)])
         positives = torch.stack([k, *(positive for mix in mixes for positive in (k[mix.partner], k))])
         others = torch.stack([torch.zeros_like(q), *(other.detach() for p, c in pasted for other in (c, p))])

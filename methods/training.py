@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from skelops.augment import RandomViews
+from skelops.methods.framework import Framework
+
+PUBLISHED_VIEWS = RandomViews()
 
 
 def lr_factor(step: int, steps: int, warmup: int, decay: list[int] | Literal["cosine"]) -> float:
-    """The learning rate at a step, as a multiple of the base rate: linear warm-up, then cosine to zero or x0.1 at steps."""
+    """Learning rate at a step over the base rate: linear warm-up, then cosine to zero or x0.1 at the steps given."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if decay == "cosine":
@@ -21,11 +27,13 @@ def lr_factor(step: int, steps: int, warmup: int, decay: list[int] | Literal["co
     return 0.1 ** sum(step >= milestone for milestone in decay)
 
 
-class Pretraining(pl.LightningModule):
-    """Trains a framework by SGD on two random views of every clip.
+def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """SGD as SkeleMixCLR and SkeAttnCLR train with it."""
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4)
 
-    A framework is an `nn.Module` with an attribute ``encoder_q``, the encoder to keep, and
-    ``forward(query, key, generator) -> dict`` of scalars, of which ``loss`` is minimised and all are logged.
+
+class Pretraining(pl.LightningModule):
+    """Trains a framework on two random views of every clip.
 
     Augmentation and mixing draw from a generator of their own on the device of the clips; its state and that of torch's
     global generators are part of the checkpoint.
@@ -33,27 +41,22 @@ class Pretraining(pl.LightningModule):
     Args:
         framework: such as `skelops.methods.SkeleMixCLR`.
         views: distribution of the views.
-        lr: base learning rate.
-        momentum: of SGD.
-        weight_decay: of SGD, on all parameters.
+        optimizer: makes the optimizer of the parameters that are trained; the default is the published recipe.
         decay: epochs at which the learning rate is multiplied by 0.1, or "cosine".
         warmup: epochs over which the learning rate rises linearly.
     """
 
     def __init__(
         self,
-        framework: nn.Module,
-        views: RandomViews = RandomViews(),  # noqa: B008 - immutable
-        lr: float = 0.1,
-        momentum: float = 0.9,
-        weight_decay: float = 1e-4,
+        framework: Framework,
+        views: RandomViews = PUBLISHED_VIEWS,
+        optimizer: OptimizerCallable = sgd,
         decay: list[int] | Literal["cosine"] = [],  # noqa: B006 - never written to
         warmup: float = 0,
     ) -> None:
         super().__init__()
         self.framework, self.views = framework, views
-        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
-        self.decay, self.warmup = decay, warmup
+        self.optimizer, self.decay, self.warmup = optimizer, decay, warmup
         self.generator: torch.Generator | None = None
         self._random_state: dict[str, Any] | None = None
 
@@ -80,25 +83,18 @@ class Pretraining(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor, list[int]], batch_index: int) -> Tensor:
         losses = self.step(batch[0])
-        self.log_dict(
-            {name: value.detach() for name, value in losses.items()},
-            on_step=True,
-            on_epoch=True,
-            prog_bar=True,
-            batch_size=len(batch[0]),
-        )
+        for name, value in losses.items():
+            shown = name in ("loss", "accuracy")
+            self.log(name, value.detach(), on_step=True, on_epoch=True, prog_bar=shown, batch_size=len(batch[0]))
         return losses["loss"]
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        parameters = [p for p in self.framework.parameters() if p.requires_grad]
-        optimizer = torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = self.optimizer(parameter for parameter in self.framework.parameters() if parameter.requires_grad)
         steps = int(self.trainer.estimated_stepping_batches)
         per_epoch = max(1, round(steps / max(1, self.trainer.max_epochs or 1)))
         decay = self.decay if isinstance(self.decay, str) else [epoch * per_epoch for epoch in self.decay]
         warmup = round(self.warmup * per_epoch)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: lr_factor(step, steps, warmup, decay)
-        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps, warmup, decay))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

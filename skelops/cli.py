@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="info|train|eval|demo")
     commands.add_parser("info", help="versions, devices, and which backend serves each op")
     # These two parse their own arguments (and --help), for which they need the [train] extra.
-    commands.add_parser("train", help="train a framework: --config NAME or FILE, any key as --KEY VALUE", add_help=False)
+    commands.add_parser("train", help="train: --config NAME or FILE, any key of it as --KEY VALUE", add_help=False)
     commands.add_parser("eval", help="linear probe and kNN of a checkpoint: --checkpoint FILE", add_help=False)
     demo = commands.add_parser("demo", help="SkeleMixCLR from data to accuracy table in minutes")
     demo.add_argument("--data", metavar="FOLDER", help="folder of NW-UCLA JSON files (default: the synthetic set)")

@@ -119,7 +119,7 @@ def test_random_crop_is_a_window_of_the_mirrored_clip(frames):
     x = torch.arange(frames).float().expand(200, 3, 25, 2, frames).permute(0, 1, 4, 2, 3)
     result = transforms.random_crop(x, seeded())
     padding = frames // 6
-    padded = [*range(padding)][::-1] + [*range(frames)] + [*range(frames - padding, frames)][::-1]
+    padded = [*range(padding - 1, -1, -1), *range(frames), *range(frames - 1, frames - 1 - padding, -1)]
     windows = {tuple(padded[start : start + frames]) for start in range(2 * padding + 1)}
     assert {tuple(int(v) for v in clip) for clip in result[:, 0, :, 0, 0]} == windows
 
@@ -132,7 +132,7 @@ def test_random_shear_is_one_matrix_per_clip_with_unit_diagonal():
     off = matrices[:, ~torch.eye(3, dtype=torch.bool)]
     torch.testing.assert_close(matrices.diagonal(dim1=1, dim2=2), torch.ones(500, 3), atol=1e-4, rtol=0)
     assert off.abs().max() <= 0.3001
-    assert 0.28 < off.max()
+    assert off.max() > 0.28
     assert off.min() < -0.28
     assert off.mean().abs() < 0.02
     assert (off.std(0) - 0.3 / 3**0.5).abs().max() < 0.02
@@ -181,7 +181,7 @@ def test_non_contiguous_clips():
         (lambda: transforms.random_crop(clips(), padding_ratio=0), "padding_ratio: expected at least 1"),
         (lambda: transforms.resize(clips(), torch.tensor([1, 2, 3]), 4), "lengths: expected 4 integers"),
         (lambda: transforms.resize(clips(), torch.ones(4), 4), "lengths: expected 4 integers"),
-        (lambda: transforms.resize(clips(), torch.tensor([1, 2, 3, 13]), 4), "lengths: expected 1 to 12 .* got 1 to 13"),
+        (lambda: transforms.resize(clips(), torch.tensor([1, 2, 3, 13]), 4), "expected 1 to 12 frames, got 1 to 13"),
         (lambda: transforms.resize(clips(), torch.tensor([1, 2, 3, 0]), 4), "lengths: expected 1 to 12 .* got 0 to 3"),
         (lambda: transforms.resize(clips(), torch.tensor([1, 2, 3, 4]), 0), "frames: expected at least 1, got 0"),
         (lambda: transforms.bone_stream(clips(), "kinect"), "layout: expected one of"),
@@ -207,8 +207,8 @@ def test_dataset_checks_that_its_parts_fit():
     for changes, message in [
         ({"clips": clips(joints=20)}, r"clips: expected shape \(N, 3, T, 25, M\)"),
         ({"clips": clips().double()}, "clips: expected float32"),
-        ({"labels": torch.tensor([0, 1, 2])}, "labels: expected 4 of int64"),
-        ({"labels": torch.zeros(4)}, "labels: expected 4 of int64"),
+        ({"labels": torch.tensor([0, 1, 2])}, r"labels: expected \(4,\) of int64"),
+        ({"labels": torch.zeros(4)}, r"labels: expected \(4,\) of int64"),
         ({"labels": torch.tensor([0, 1, 2, 3])}, "labels: expected 0 to 2, got 0 to 3"),
         ({"layout": "kinect"}, "layout: expected one of"),
     ]:

@@ -26,7 +26,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def quiet() -> None:
-    """Silences what Lightning says about itself: advertisements, hardware it does not use, advice that does not apply."""
+    """Silences what Lightning says of itself: advertisements, hardware it does not use, advice that does not apply."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -109,17 +109,20 @@ class TrainCLI(LightningCLI):
             last = self.config.ckpt_path == "last"
             self.checkpoint = last_checkpoint(runs) if last else Path(self.config.ckpt_path)
             check_weights(self.model, read_checkpoint(self.checkpoint)["state_dict"])
-        self.datamodule.setup()
+        for split in ("train", "test"):
+            self.datamodule.split(split)
         self.folder = claim_folder(lambda number: runs / f"version_{number}")
         where = {"save_dir": runs.parent, "name": runs.name, "version": self.folder.name}
-        trainer = super().instantiate_trainer(logger=[CSVLogger(**where), TensorBoardLogger(**where)], **kwargs)
-        trainer.callbacks += [
-            RichProgressBar() if sys.stdout.isatty() else EpochLines(),
+        bar = sys.stdout.isatty() and self.config_init.trainer.enable_progress_bar is not False
+        callbacks = [
+            *(self.config_init.trainer.callbacks or []),
+            RichProgressBar() if bar else EpochLines(),
             ModelCheckpoint(
                 self.folder / "checkpoints", "last", enable_version_counter=False, save_on_train_epoch_end=True
             ),
         ]
-        return trainer
+        loggers = [CSVLogger(**where), TensorBoardLogger(**where)]
+        return super().instantiate_trainer(logger=loggers, callbacks=callbacks, enable_progress_bar=bar, **kwargs)
 
     def fit(self) -> Path:
         """Trains; returns the last checkpoint."""

@@ -15,9 +15,10 @@ from skelops.nn import STGCNBlock
 class STGCN(nn.Module):
     """Clips (N, C, T, V, M) float32 to features (N, feature_dim).
 
-    Ten blocks of widths w, w, w, w, 2w, 2w, 2w, 4w, 4w, feature_dim; blocks 5 and 8 halve the frames, so the last map has
-    T' = ceil(T / 4). The adjacency of block i is ``A * edge_importance[i]``. Bodies are rows of the batch, absent ones
-    (all zeros) included, and features are averaged over them. Parameter and buffer names are those of published checkpoints.
+    Ten blocks of widths w, w, w, w, 2w, 2w, 2w, 4w, 4w, feature_dim; blocks 5 and 8 halve the frames, so the last map
+    has T' = ceil(T / 4). The adjacency of block i is ``A * edge_importance[i]``. Bodies are rows of the batch, absent
+    ones (all zeros) included, and features are averaged over them. Names of parameters and buffers are those of
+    published checkpoints.
 
     Args:
         layout: joint layout, fixes V.
@@ -99,8 +100,8 @@ class STGCN(nn.Module):
         return inside.unflatten(0, (-1, bodies)).mean(1), outside.unflatten(0, (-1, bodies)).mean(1)
 
     def forward(self, clips: Tensor, mask: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """`fc` on `features`, or on both `masked_features`. The projector runs once per feature, as released, so that its
-        batch normalisation sees each by itself."""
+        """`fc` on `features`, or on both `masked_features`, one after the other as released: a batch normalisation in
+        `fc` sees each by itself."""
         if mask is None:
             return self.fc(self.features(clips))
         inside, outside = self.masked_features(clips, mask)

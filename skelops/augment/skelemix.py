@@ -46,9 +46,10 @@ def skelemix(
 ) -> Mix:
     """Mix every clip with a partner; one draw of partner, body parts and frames serves the whole batch.
 
-    ``partner[i] = (i + n) mod N`` with n from 1 to N - 2. Between ``parts[0]`` and ``parts[1]`` of the layout's body parts
-    and a run of blocks of ``stride`` frames are replaced in all channels and bodies. The run holds ``share[0]`` to
-    ``share[1]`` of the clip's blocks: 7 to 11 of the 16 blocks of a 64-frame clip, as released. No draw comes back to the host.
+    ``partner[i] = (i + n) mod N`` with n from 1 to N - 2. In ``parts[0]`` to ``parts[1]`` of the layout's body parts, a
+    run of blocks of ``stride`` frames is replaced in all channels and bodies. The run holds ``share[0]`` to
+    ``share[1]`` of the clip's blocks: 7 to 11 of the 16 blocks of a 64-frame clip, as released. Nothing that is drawn
+    comes back to the host.
 
     Args:
         clips: (N, C, T, V, M), N at least 3.

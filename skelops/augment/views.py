@@ -29,7 +29,7 @@ def random_rotation(clips: Tensor, generator: Generator | None = None, degrees: 
 
 @dataclass(frozen=True)
 class RandomViews:
-    """Draws a view: rotation about the vertical axis, then temporal crop, then shear; an amplitude of 0 leaves a step out.
+    """Draws a view: rotation about the vertical axis, temporal crop, shear, in this order; 0 leaves a step out.
 
     Args:
         rotation: largest angle about the vertical axis, in degrees.

@@ -43,7 +43,7 @@ def new_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Iterator[
 
 
 def open_array(path: Path) -> np.ndarray | None:
-    """The array memory-mapped read-only, or None when the file is absent or cut short (a caller then writes it anew)."""
+    """The array memory-mapped read-only, or None when the file is absent or cut short (then the caller writes it)."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (FileNotFoundError, ValueError, EOFError):

@@ -34,14 +34,13 @@ class SkeletonDataset(Dataset[tuple[Tensor, Tensor, int]]):
             raise ValueError(f"clips: expected shape (N, 3, T, {joints}, M), got {tuple(self.clips.shape)}")
         if self.clips.dtype != torch.float32:
             raise ValueError(f"clips: expected float32, got {self.clips.dtype}")
-        if self.labels.shape != self.clips.shape[:1] or self.labels.dtype != torch.int64:
-            raise ValueError(
-                f"labels: expected {self.clips.shape[0]} of int64, got {tuple(self.labels.shape)} of {self.labels.dtype}"
-            )
-        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes:
-            raise ValueError(
-                f"labels: expected 0 to {self.num_classes - 1}, got {int(self.labels.min())} to {int(self.labels.max())}"
-            )
+        shape, dtype = tuple(self.labels.shape), self.labels.dtype
+        if shape != self.clips.shape[:1] or dtype != torch.int64:
+            raise ValueError(f"labels: expected ({len(self.clips)},) of int64, got {shape} of {dtype}")
+        if len(self.labels):
+            least, most = int(self.labels.min()), int(self.labels.max())
+            if least < 0 or most >= self.num_classes:
+                raise ValueError(f"labels: expected 0 to {self.num_classes - 1}, got {least} to {most}")
 
     @property
     def num_classes(self) -> int:

@@ -9,8 +9,8 @@ class Move(NamedTuple):
     """Rotate `joint` about `axis` by `angle` radians times the curve.
 
     Axes are the body's: x to its right, y up, z backwards. About x a positive angle lifts a hanging limb to the front
-    and leans the trunk back; about z it lifts the right arm or leg to the side. "lift y" is no rotation but a height
-    in metres.
+    and leans the trunk back (the waist takes the legs along); about z it lifts the right arm or leg to the side.
+    "lift y" is no rotation but a height in metres.
     """
 
     joint: str
@@ -75,9 +75,12 @@ ONE_BODY = {
         "r_hip x pulse 1.3, l_hip x pulse 1.3, r_knee x pulse -1.9, l_knee x pulse -1.9, spine x pulse -0.5,"
         "r_shoulder x pulse 1.2, l_shoulder x pulse 1.2"
     ),
-    "bow": _moves("waist x pulse -0.6, spine x pulse -0.4, r_shoulder x pulse 0.4, l_shoulder x pulse 0.4"),
+    "bow": _moves(
+        "waist x pulse -0.6, r_hip x pulse 0.6, l_hip x pulse 0.6, spine x pulse -0.4, r_shoulder x pulse 0.4,"
+        "l_shoulder x pulse 0.4"
+    ),
     "pick up": _moves(
-        "waist x pulse -0.6, spine x pulse -0.4, r_hip x pulse 0.7, l_hip x pulse 0.7, r_knee x pulse -0.9,"
+        "waist x pulse -0.6, spine x pulse -0.4, r_hip x pulse 1.2, l_hip x pulse 1.2, r_knee x pulse -0.9,"
         "l_knee x pulse -0.9, r_shoulder x pulse 1.0, l_shoulder x pulse 0.3"
     ),
 }

@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache as call_once
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -88,12 +89,11 @@ class Recording:
 @call_once
 def _io() -> ModuleType:
     try:
-        from skelops.lib import _io
+        return import_module("skelops.lib._io")
     except ImportError as error:
         raise ImportError(
             "the .skeleton parser is not built; with a C++ compiler and pybind11: pip install --no-build-isolation ."
         ) from error
-    return _io
 
 
 def parse(data: bytes, name: str = "data") -> Recording:
@@ -217,9 +217,10 @@ def load(
         if file.stem not in left_out and numbers[0] <= chosen.num_setups and numbers[4] <= chosen.num_classes:
             files.append(file)
             fields.append(numbers)
-    rows = [row for row, numbers in enumerate(fields) if (numbers[chosen.field] in chosen.training) == (split == "train")]
+    in_training = [numbers[chosen.field] in chosen.training for numbers in fields]
+    rows = [row for row, training in enumerate(in_training) if training == (split == "train")]
     if not rows:
-        raise ValueError(f"folder: expected .skeleton files of the {split} split of {benchmark}, found none in {folder}")
+        raise ValueError(f"folder: expected .skeleton files of {benchmark}, {split} split, found none in {folder}")
     path = cache_folder(cache) / f"ntu-{digest(files, frames, align)}.npy"
     clips = open_array(path)
     if clips is None:

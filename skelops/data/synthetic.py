@@ -63,10 +63,10 @@ class _People:
 
     def __init__(self, random: np.random.Generator, count: int) -> None:
         rest = np.array([_BONES[joint][1] for joint in range(len(_BONES))])
-        length = random.lognormal(0, 0.08, (count, len(_BONES), 1))
+        length = random.lognormal(0, 0.06, (count, len(_BONES), 1))
         symmetric = (length + length[:, list(_LAYOUT.flip)]) / 2
         self.offsets = rest * symmetric * random.uniform(0.8, 1.15, (count, 1, 1))
-        self.habits = random.normal(0, 0.05, (count, 1, _LIFT + 1, 3))
+        self.habits = random.normal(0, 0.04, (count, 1, _LIFT + 1, 3))
         self.habits[:, :, _LIFT] = 0
 
 
@@ -129,13 +129,15 @@ def _idle(random: np.random.Generator, clips: int, time: np.ndarray) -> np.ndarr
     return angles
 
 
-def _bodies(random: np.random.Generator, moves: Sequence[Move], people: _People, timing: _Timing, frames: int) -> np.ndarray:
+def _bodies(
+    random: np.random.Generator, moves: Sequence[Move], people: _People, timing: _Timing, frames: int
+) -> np.ndarray:
     """One body per clip, (n, T, 25, 3) metres, at the origin and facing -z."""
     clips = len(timing.start)
     time = np.linspace(0, 1, frames)[None]
     who = random.integers(0, len(people.offsets), clips)
     angles = _idle(random, clips, time) + people.habits[who]
-    stance = random.integers(0, len(STANCES), (clips, 1))
+    stance = random.integers(0, len(STANCES), (clips, 1)) * (random.random((clips, 1)) < 0.5)
     weights = [(moves, timing.reach)] + [(posture, stance == number) for number, posture in enumerate(STANCES)]
     curves = timing.curves(time)
     for group, weight in weights:
@@ -189,7 +191,7 @@ def load(
     frames: int = 64,
     seed: int = 0,
     noise: float = 0.01,
-    occlusion: float = 0.3,
+    occlusion: float = 0.2,
     align: bool = False,
 ) -> SkeletonDataset:
     """The set as one tensor (N, 3, frames, 25, 2), centred on joint 21 per frame and body; equal for equal arguments.

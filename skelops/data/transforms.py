@@ -27,7 +27,7 @@ def _take_frames(clips: Tensor, frames: Tensor) -> Tensor:
 
 
 def pad(clips: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Stack clips (C, T_n, V, M) of different lengths: (N, C, max T_n, V, M) padded by zeros, and lengths (N,) int64."""
+    """Stack clips (C, T_n, V, M) of different lengths: (N, C, max T_n, V, M), zero-padded, and lengths (N,) int64."""
     if not clips:
         raise ValueError("clips: expected at least one, got none")
     batch = torch.nn.utils.rnn.pad_sequence([clip.transpose(0, 1) for clip in clips], batch_first=True)

@@ -1,10 +1,10 @@
 """Speed of the .skeleton parser against readers that go through a file line by line in Python.
 
-    python benchmarks/bench_ntu_skeleton.py [FOLDER of .skeleton files]
+    python -m benchmarks.ntu_skeleton [FOLDER of .skeleton files]
 
 Without a folder it writes 64 files of 100 frames, half of them with two bodies. The readers take turns within each
-round, and the table gives medians: `all fields` converts every value into dictionaries, as the readers released with
-action recognition code do; `x y z only` converts three values a joint into an array, the least that a Python reader can do.
+round, and the table gives medians. `all fields` converts every value into dictionaries, as the readers released with
+action recognition code do; `x y z only` converts three values a joint into an array, the least that Python can do.
 """
 
 import argparse
