@@ -122,7 +122,7 @@ class SkeleMixCLR(Framework):
         loss, lse, rank = skelops.info_nce(
             anchors,
             positives,
-            self.queue.queue,
+            self.queue.queue.t(),
             self.temperature,
             extra_negatives=others[..., None, :],
             reduction="none",

@@ -28,12 +28,19 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 FLOAT_DTYPES = (torch.float32, torch.bfloat16)
 
 
-def _first_float(args: tuple[Any, ...]) -> torch.Tensor:
+def _deciding_tensor(args: tuple[Any, ...], dtypes: tuple[torch.dtype, ...]) -> torch.Tensor:
+    """The first floating-point tensor that kernels do not take; the first of all where they take every one."""
+    first = None
     for arg in args:
         for tensor in arg if isinstance(arg, list | tuple) else (arg,):
             if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
-                return tensor
-    raise TypeError("an op needs at least one floating-point tensor")
+                if tensor.dtype not in dtypes:
+                    return tensor
+                if first is None:
+                    first = tensor
+    if first is None:
+        raise TypeError("an op needs at least one floating-point tensor")
+    return first
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
@@ -42,20 +49,24 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value
 
 
-def _observed(args: tuple[Any, ...]) -> bool:
-    """Whether anything between the caller and the kernel must see the call: a compiler, autograd, autocast, a mode.
+def _route(args: tuple[Any, ...]) -> str:
+    """How a call reaches the kernel: by the "dispatcher", where a compiler, autocast, a mode or a tensor subclass must see
+    it; else by "autograd" alone, or "direct".
 
-    Where nothing must, the kernel is called directly: the dispatcher's way through Python costs as much as a small kernel.
+    The dispatcher's way through Python costs as much as a small kernel.
     """
     if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled() or torch._C._len_torch_dispatch_stack():
-        return True
+        return "dispatcher"
     if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None:
-        return True
-    grad = torch.is_grad_enabled()
+        return "dispatcher"
+    route, grad = "direct", torch.is_grad_enabled()
     for arg in args:
-        if isinstance(arg, torch.Tensor) and (type(arg) not in PLAIN or (grad and arg.requires_grad)):
-            return True
-    return False
+        if isinstance(arg, torch.Tensor):
+            if type(arg) not in PLAIN:
+                return "dispatcher"
+            if grad and arg.requires_grad:
+                route = "autograd"
+    return route
 
 
 class Op:
@@ -66,7 +77,7 @@ class Op:
             annotates them (``Tensor(a!) queue``) and returns ``()``.
         reference: the definition of the op in eager PyTorch, clean in float64.
         outputs: allocates the results (also the fake implementation); None for an op that writes into its arguments.
-        dtypes: dtypes of the first floating-point argument that compiled kernels take.
+        dtypes: floating-point dtypes that compiled kernels take; a call with any other runs on the reference.
     """
 
     def __init__(
@@ -87,16 +98,31 @@ class Op:
         torch.library.register_fake(f"skelops::{self.name}", fake, lib=LIBRARY)
         self._overload = getattr(torch.ops.skelops, self.name).default
         self._native = getattr(torch.ops.skelops_cpu, self.name).default
+        self._function: Any = None
+        written = (a.alias_info is not None and a.alias_info.is_write for a in self._overload._schema.arguments)
+        self._written = [i for i, is_written in enumerate(written) if is_written]
         REGISTRY[self.name] = self
 
     def __call__(self, *args: Any) -> Any:
-        return self._overload(*args) if _observed(args) else self._run(*args)
+        route = _route(args)
+        if route == "direct":
+            return self._run(*args)
+        if route == "autograd" and self._function:
+            return self._function.apply(*args)
+        return self._overload(*args)
 
     def _run(self, *args: Any) -> Any:
-        tensor = _first_float(args)
+        tensor = _deciding_tensor(args, self.dtypes)
         backend = _backend.resolve(self.name, tensor.device.type, self.dtypes, tensor.dtype)
         if self.outputs is None:
-            (self.reference if backend == "reference" else self._native)(*args)
+            if backend == "reference":
+                self.reference(*args)
+                return None
+            self._native(*args)
+            # Kernels write behind autograd's back; a saved tensor that was overwritten must not go unnoticed.
+            for i in self._written:
+                written = args[i] if isinstance(args[i], list | tuple) else (args[i],)
+                torch.autograd.graph.increment_version([tensor for tensor in written if not tensor.is_inference()])
             return None
         outputs = self.outputs(*args)
         flat = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
@@ -112,6 +138,14 @@ class Op:
     def differentiable(self, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
         """Registers the gradient, as torch.library.register_autograd does."""
         torch.library.register_autograd(f"skelops::{self.name}", backward, setup_context=setup_context, lib=LIBRARY)
+
+        def forward(ctx: Any, *args: Any) -> Any:
+            output = self._run(*args)
+            setup_context(ctx, args, output)
+            return output
+
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+        self._function = type(self.name, (torch.autograd.Function,), methods)
 
     def not_differentiable(self) -> None:
         """For a backward op: asking for its own gradient is an error that says so, not a silent zero."""

@@ -54,9 +54,7 @@ def released_step(model: SkeleMixCLR, query: Tensor, key: Tensor, seed: int) -> 
         return torch.cat(columns, 1) / model.temperature
 
     instance = multi_nce(logits(q, k))
-    trimmed = torch.stack(
-        [multi_nce(logits(p, k[mix.partner], c)) for mix, (p, c) in zip(mixes, pairs, strict=True)]
-    )
+    trimmed = torch.stack([multi_nce(logits(p, k[mix.partner], c)) for mix, (p, c) in zip(mixes, pairs, strict=True)])
     truncated = torch.stack([multi_nce(logits(c, k, p)) for p, c in pairs])
     local = 0.5 * trimmed + 0.5 * truncated
     loss = instance + (local.sum() if model.plus else local.mean())

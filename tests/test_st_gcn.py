@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from conftest import assert_no_worse
@@ -49,7 +51,7 @@ class EagerSTGCN(nn.Module):
         widths = [3, *(width * factor for factor in WIDTHS), features]
         self.st_gcn_networks = nn.ModuleList(
             EagerBlock(a, b, 2 if i in (4, 7) else 1, dropout if i else 0.0, i > 0)
-            for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+            for i, (a, b) in enumerate(itertools.pairwise(widths))
         )
         self.edge_importance = nn.ParameterList(nn.Parameter(torch.ones_like(self.A)) for _ in range(10))
 
@@ -114,7 +116,7 @@ def test_equals_the_released_encoder(layout: str, bodies: int, frames: int, mask
     assert found.keys() == truth.keys()
     for kind in ("output", "gradient", "buffer"):
         names = [name for name in truth if name.startswith(kind)]
-        # Every tensor at its own scale; where that is zero but for rounding (biases before a normalisation), at that of all.
+        # Every tensor at its own scale, or at that of all where it is zero but for rounding (some biases).
         largest = max(truth[name].abs().max() for name in names)
         scales = [truth[name].abs().max().clamp(min=1e-3 * largest) for name in names]
         parts = [

@@ -145,10 +145,14 @@ def test_training_is_quiet(config: str, capfd: pytest.CaptureFixture[str]) -> No
 
 
 def test_any_key_can_be_set_on_the_command_line(config: str) -> None:
-    cli = build(
-        ["--config", config, "--model.framework.temperature", "0.5", "--model.framework.encoder.width", "8"]
-        + ["--model.optimizer.lr", "0.5", "--data.batch_size", "6", "--model.views.shear", "0.1"]
-    )
+    keys = {
+        "model.framework.temperature": "0.5",
+        "model.framework.encoder.width": "8",
+        "model.optimizer.lr": "0.5",
+        "model.views.shear": "0.1",
+        "data.batch_size": "6",
+    }
+    cli = build(["--config", config, *(f"--{key}={value}" for key, value in keys.items())])
     assert cli.model.framework.temperature == 0.5
     assert cli.model.framework.encoder_q.arguments["width"] == 8
     assert cli.model.optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults["lr"] == 0.5

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -36,6 +37,7 @@ def quiet() -> None:
         ".*smaller than the logging interval.*",
         ".*isinstance\\(treespec, LeafSpec\\).*",
         ".*GPU available but not used.*",
+        "The dirpath has changed.*",  # a resumed run writes to a folder of its own
     ):
         warnings.filterwarnings("ignore", message=message)
 
@@ -44,13 +46,15 @@ def config_path(name: str) -> str:
     """A configuration file: a path, or the name of a packaged one such as ``skelemix_clr/nw_ucla``.
 
     Raises:
-        ValueError: neither; lists the packaged names.
+        ValueError: neither (lists the packaged names), or not YAML (names the file).
     """
-    packaged = CONFIGS / f"{name}.yaml"
-    if Path(name).is_file():
-        return name
-    if packaged.is_file():
-        return str(packaged)
+    for path in (Path(name), CONFIGS / f"{name}.yaml"):
+        if path.is_file():
+            try:
+                yaml.safe_load(path.read_text())
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise ValueError(f"--config: {path}: {error}") from error
+            return str(path)
     names = ", ".join(sorted(str(file.relative_to(CONFIGS).with_suffix("")) for file in CONFIGS.glob("*/*.yaml")))
     raise ValueError(f"--config: expected a file or one of {names}, got {name}")
 
@@ -121,8 +125,10 @@ class TrainCLI(LightningCLI):
                 self.folder / "checkpoints", "last", enable_version_counter=False, save_on_train_epoch_end=True
             ),
         ]
-        loggers = [CSVLogger(**where), TensorBoardLogger(**where)]
-        return super().instantiate_trainer(logger=loggers, callbacks=callbacks, enable_progress_bar=bar, **kwargs)
+        logger = self.config_init.trainer.logger
+        if logger is None or logger is True:
+            logger = [CSVLogger(**where), TensorBoardLogger(**where)]
+        return super().instantiate_trainer(logger=logger, callbacks=callbacks, enable_progress_bar=bar, **kwargs)
 
     def fit(self) -> Path:
         """Trains; returns the last checkpoint."""

@@ -11,9 +11,7 @@ constexpr int kRegisters = kLanes == 16 ? 24 : 12;  // accumulators; the rest ho
 template <int M, int N>
 inline __attribute__((always_inline)) void gemm_block(const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb, float* c, int64_t ldc,
                                                       int64_t K, bool accumulate) {
-  Vec acc[M][N];
-  for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) acc[m][n] = accumulate ? load(c + m * ldc + n * kLanes) : Vec{};
+  Vec acc[M][N] = {};
   for (int64_t k = 0; k < K; ++k, a += ak, b += ldb) {
     Vec row[N];
     for (int n = 0; n < N; ++n) row[n] = load(b + n * kLanes);
@@ -22,8 +20,12 @@ inline __attribute__((always_inline)) void gemm_block(const float* a, int64_t am
       for (int n = 0; n < N; ++n) acc[m][n] += scalar * row[n];
     }
   }
+  // What is there is added last: a long sum then is one of short sums, and rounds less.
   for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) store(c + m * ldc + n * kLanes, acc[m][n]);
+    for (int n = 0; n < N; ++n) {
+      float* to = c + m * ldc + n * kLanes;
+      store(to, accumulate ? load(to) + acc[m][n] : acc[m][n]);
+    }
 }
 
 // M rows of C, N vectors wide; the rows left over run in blocks of 2 and 1.

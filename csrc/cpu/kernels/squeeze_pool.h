@@ -10,8 +10,8 @@ struct SqueezePool {
   const int64_t* lengths;  // (N * bodies) or null
   void *frames, *joints, *mean;
   int64_t N, bodies, C, T, V;
+  int64_t width;  // channels of one piece of channels_last work
   Dtype dtype;
-  bool channels_last;
 };
 
 struct SqueezePoolBackward {
@@ -20,11 +20,13 @@ struct SqueezePoolBackward {
   void* x;  // the gradient, (N * bodies, C, T, V)
   int64_t N, bodies, C, T, V;
   Dtype dtype;
-  bool channels_last;
 };
 
-// Clips begin..end of one call.
+// Pieces begin..end of one call: (clip, channel) of a contiguous map, (clip, block of channels) of a channels_last one.
 SKELOPS_KERNEL(squeeze_pool, (const SqueezePool& p, int64_t begin, int64_t end))
+SKELOPS_KERNEL(squeeze_pool_channels_last, (const SqueezePool& p, int64_t begin, int64_t end))
+// (row, channel) of a contiguous gradient, (row, frame) of a channels_last one: both in the order of memory.
 SKELOPS_KERNEL(squeeze_pool_backward, (const SqueezePoolBackward& p, int64_t begin, int64_t end))
+SKELOPS_KERNEL(squeeze_pool_backward_channels_last, (const SqueezePoolBackward& p, int64_t begin, int64_t end))
 
 }  // namespace skelops

@@ -49,17 +49,20 @@ def squeeze_pool(x: Tensor, lengths: Tensor | None = None, bodies: int = 1) -> S
 
     Raises:
         TypeError: ``x`` is no floating-point tensor, ``lengths`` no integer tensor.
-        ValueError: shapes or devices do not fit together, or B is no multiple of ``bodies``.
+        ValueError: shapes or devices do not fit together, B is no multiple of ``bodies``, or the map is without frames or joints.
 
     The squeezes of SDS-CL (its spatial and temporal tokens) and STD-CL (both heads), and the pooling before every classifier.
     """
     shapes = Shapes()
     shapes.check("x", x, "B C T V")
+    B, _, T, V = x.shape
+    if T == 0 or V == 0:
+        raise ValueError(f"x: expected at least one frame and one joint, got shape {tuple(x.shape)}")
     if lengths is not None:
         shapes.check("lengths", lengths, "B", dtype="integer")
         same_device(x=x, lengths=lengths)
-    if not isinstance(bodies, int) or bodies < 1 or x.shape[0] % bodies:
-        raise ValueError(f"bodies: expected a divisor of B={x.shape[0]}, got {bodies!r}")
+    if not isinstance(bodies, int) or bodies < 1 or B % bodies:
+        raise ValueError(f"bodies: expected a divisor of B={B}, got {bodies!r}")
     return SqueezePool(*_op(x, lengths, bodies))
 
 

@@ -1,0 +1,202 @@
+"""The command line: what it prints, its exit codes, and mistakes told in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import skelops
+from skelops.cli import TRAIN_EXTRA, main
+
+TINY = """
+name: tiny
+model:
+  framework:
+    class_path: skelops.methods.SkeleMixCLR
+    init_args:
+      encoder:
+        class_path: skelops.methods.STGCN
+        init_args: {layout: ntu, width: 4, feature_dim: 16}
+      queue_size: 48
+data: {source: synthetic, frames: 8, batch_size: 12, options: {clips_per_class: 2}}
+trainer: {max_epochs: 1, accelerator: cpu}
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return tmp_path
+
+
+@pytest.fixture
+def train_extra() -> None:
+    pytest.importorskip("lightning.pytorch", reason="needs the [train] extra")
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(skelops.__file__).parents[1]), *sys.path])}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+
+
+def one_line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The single line that a mistake prints, after exit code 2."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1, captured.err
+    return captured.err.strip()
+
+
+def test_info_names_every_op_and_why_a_backend_does_not_serve(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert f"skelops {skelops.__version__}" in text
+    assert f"torch {torch.__version__}" in text
+    lines = [line.split() for line in text.splitlines()]
+    for name in ("graph_conv", "squeeze_pool", "info_nce_backward"):
+        served = {words[1]: words[2] for words in lines if words[:1] == [name]}
+        assert served.keys() == {"cpu", "cuda"}
+    assert "not triton: squeeze_pool has no triton kernel" in text
+
+
+@pytest.mark.parametrize("command", ["info", "train", "eval", "demo"])
+def test_without_the_extra(command: str) -> None:
+    """info works on torch and numpy alone; the others name the extra in one line."""
+    hide = f"import sys\nfor name in {(*TRAIN_EXTRA, 'yaml')!r}: sys.modules[name] = None\n"
+    result = python(f"{hide}from skelops.cli import main\nraise SystemExit(main([{command!r}]))")
+    if command == "info":
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "native CPU kernels" in result.stdout
+    else:
+        assert result.returncode == 2
+        assert result.stderr == f"skelops {command} needs the [train] extra: pip install 'skelops[train]'\n"
+
+
+def test_importing_skelops_and_its_methods_needs_no_extra() -> None:
+    hide = f"import sys\nfor name in {(*TRAIN_EXTRA, 'yaml')!r}: sys.modules[name] = None\n"
+    result = python(f"{hide}import skelops, skelops.methods, skelops.augment\nskelops.methods.SkeleMixCLR")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["tarin"])
+    assert error.value.code == 2
+    assert "tarin" in capsys.readouterr().err
+
+
+def test_python_dash_m() -> None:
+    assert python("import runpy, sys; sys.argv = ['skelops', 'info']; runpy.run_module('skelops')").returncode == 0
+
+
+@pytest.mark.usefixtures("train_extra", "here")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "nope"], "expected a file or one of skelemix_clr/nw_ucla, skelemix_clr/synthetic, got nope"),
+        (["--config", "tiny.yaml", "--model.framework.tau", "1"], "tau"),
+        (["--config", "tiny.yaml", "--data.batch_sizes", "1"], "--data.batch_sizes"),
+        (["--config", "tiny.yaml", "--data.batch_size", "many"], "many"),
+        (["--config", "tiny.yaml", "--data.source", "kinetics"], "kinetics"),
+        (["--config", "tiny.yaml", "--data.options.clips", "3"], "clips"),
+        (["--config", "tiny.yaml", "--model.views.shear", "-1"], "shear: expected at least 0"),
+        (
+            ["--config", "tiny.yaml", "--data.source", "nw_ucla", "--data.options", "{}"],
+            "data.folder: expected the folder",
+        ),
+        (
+            ["--config", "tiny.yaml", "--data.source", "nw_ucla", "--data.folder", "no/such", "--data.options", "{}"],
+            "no/such",
+        ),
+        (["--config", "tiny.yaml", "--ckpt_path", "no.ckpt"], "no.ckpt"),
+        (["--config", "tiny.yaml", "--ckpt_path", "last"], "expected a checkpoint in runs/tiny/version_*/checkpoints"),
+    ],
+)
+def test_mistakes_in_train(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in one_line(capsys, "train", *arguments)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.usefixtures("train_extra")
+def test_a_wrong_key_in_the_file_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "wrong.yaml").write_text(TINY.replace("queue_size", "queue_length"))
+    assert "queue_length" in one_line(capsys, "train", "--config", "wrong.yaml")
+    (here / "broken.yaml").write_text("model: [")
+    assert "broken.yaml" in one_line(capsys, "train", "--config", "broken.yaml")
+
+
+@pytest.mark.usefixtures("train_extra")
+def test_bad_checkpoints_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "checkpoint" in one_line(capsys, "eval")
+    assert "expected a file, found none at no.ckpt" in one_line(capsys, "eval", "--checkpoint", "no.ckpt")
+    (here / "text.ckpt").write_text("not a checkpoint")
+    assert "text.ckpt" in one_line(capsys, "eval", "--checkpoint", "text.ckpt")
+    (here / "empty.ckpt").touch()
+    assert "empty.ckpt" in one_line(capsys, "eval", "--checkpoint", "empty.ckpt")
+    torch.save({"state_dict": {}}, here / "other.ckpt")
+    assert "other.ckpt was not written by skelops train" in one_line(capsys, "eval", "--checkpoint", "other.ckpt")
+
+
+@pytest.mark.usefixtures("train_extra")
+def test_train_then_eval(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--config", "tiny.yaml"]) == 0
+    checkpoint = here / "runs/tiny/version_0/checkpoints/last.ckpt"
+    assert f"skelops eval --checkpoint {checkpoint.relative_to(here)}" in capsys.readouterr().out
+    wide = ["--ckpt_path", str(checkpoint), "--model.framework.encoder.width", "8"]
+    assert "do not fit" in one_line(capsys, "train", "--config", "tiny.yaml", *wide)
+    for folder in ("eval", "eval_2"):
+        assert main(["eval", "--checkpoint", str(checkpoint), "--neighbours", "[1,5]"]) == 0
+        output = capsys.readouterr().out
+        assert "random" in output
+        assert "trained" in output
+        results = checkpoint.parents[1] / folder
+        summary = json.loads((results / "summary.json").read_text())
+        assert summary["results"].keys() == {"random", "trained"}
+        for result in summary["results"].values():
+            confusion = torch.tensor(result["confusion"])
+            assert confusion.sum().item() == summary["data"]["test"] == 30
+            assert result["linear"] == pytest.approx(confusion.diagonal().sum().item() / 30)
+            assert result["knn"].keys() == {"1", "5"}
+        assert (results / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert "neighbours: expected 1 to 30" in one_line(
+        capsys, "eval", "--checkpoint", str(checkpoint), "--neighbours", "[31]"
+    )
+    cut = torch.load(checkpoint, weights_only=True)
+    del cut["state_dict"]["framework.encoder_q.edge_importance.3"]
+    torch.save(cut, here / "cut.ckpt")
+    assert "edge_importance.3" in one_line(capsys, "eval", "--checkpoint", "cut.ckpt")
+
+
+@pytest.mark.usefixtures("train_extra")
+def test_demo(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from skelops.methods.commands import train
+
+    (here / "configs/skelemix_clr").mkdir(parents=True)
+    (here / "configs/skelemix_clr/synthetic.yaml").write_text(TINY)
+    assert "--minutes: expected a number above zero, got 0" in one_line(capsys, "demo", "--minutes", "0")
+    assert "no/such" in one_line(capsys, "demo", "--data", "no/such")
+    monkeypatch.setattr(train, "CONFIGS", here / "configs")
+    for run in range(2):
+        assert main(["demo", "--out", "out", "--minutes", "0.05"]) == 0
+        output = capsys.readouterr().out
+        assert all(word in output for word in ("random", "trained", "linear", "eager", "fused"))
+        summary = json.loads(Path("out/summary.json").read_text())
+        assert summary["epochs"] >= 1
+        assert summary["training_step"]["eager_s"] > 0
+        assert summary["results"]["trained"]["linear"] >= 0
+        for name in ("loss_curve.png", "confusion.png"):
+            assert Path("out", name).read_bytes().startswith(b"\x89PNG")
+        assert Path(f"out/training/version_{run}/checkpoints/last.ckpt").is_file()
+    assert not Path("out_2").exists()
+    Path("mine").mkdir()
+    Path("mine/summary.json").write_text("{}")
+    assert main(["demo", "--out", "mine", "--minutes", "0.05"]) == 0
+    assert Path("mine/summary.json").read_text() == "{}"
+    assert Path("mine_2/summary.json").is_file()
