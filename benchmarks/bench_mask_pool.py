@@ -29,7 +29,7 @@ def ours_by_size(x: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
 
 
 def case(B: int, C: int, T: int, V: int, form: str, layout: str, dtype: torch.dtype, headline: bool = False) -> Case:
-    """``form`` is "shared" (T, V) or "clips" (B / 2, T, V), both hard, or "channels" (B, C, T, V), soft with gradient."""
+    """``form``: "shared" (T, V) or "clips" (B / 2, T, V), both hard, or "channels" (B, C, T, V), soft with gradient."""
     memory_format = getattr(torch, layout)
 
     def inputs() -> tuple[Tensor, ...]:

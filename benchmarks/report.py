@@ -7,10 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-HEADER = (
-    "| op, shape | dtype | pass | skelops | floor | eager | torch.compile | best other | peak memory, skelops : eager |\n"
-    "|---|---|---|---|---|---|---|---|---|"
-)
+COLUMNS = ("op, shape", "dtype", "pass", "skelops", "floor", "eager", "torch.compile", "best other", "peak memory")
+HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 
 def line(row: dict[str, Any]) -> str:
@@ -20,13 +18,23 @@ def line(row: dict[str, Any]) -> str:
         return f"{row[key]:.1f} ms ({row[key] / row['skelops_ms']:.1f}x)" if row[key] else "-"
 
     memory = (
-        f"{row['skelops_peak_mb']:.0f} : {row['eager_peak_mb']:.0f} MB" if row["eager_peak_mb"] is not None else "-"
+        f"{row['skelops_peak_mb']:.0f} : {row['eager_peak_mb']:.0f} MB eager"
+        if row["eager_peak_mb"] is not None
+        else "-"
     )
     other = f"{row['best_other']}: {against('best_other_ms')}" if row["best_other"] else "-"
-    return (
-        f"| {row['op']} {row['case']} | {row['dtype']} | {row['pass']} | {row['skelops_ms']:.1f} ms | {row['floor_ms']:.1f} ms |"
-        f" {against('eager_ms')} | {against('compile_ms')} | {other} | {memory} |"
+    cells = (
+        f"{row['op']} {row['case']}",
+        row["dtype"],
+        row["pass"],
+        f"{row['skelops_ms']:.2f} ms",
+        f"{row['floor_ms']:.2f} ms",
+        against("eager_ms"),
+        against("compile_ms"),
+        other,
+        memory,
     )
+    return f"| {' | '.join(cells)} |"
 
 
 def markdown(content: dict[str, Any]) -> str:
@@ -35,8 +43,8 @@ def markdown(content: dict[str, Any]) -> str:
     rows = [line(row) for row in content["rows"] if row["headline"]]
     source = (
         f"{meta['device']}, {meta['threads']} threads, {meta['instruction_set']}; torch {meta['torch']}, Python"
-        f" {meta['python']}; commit {meta['commit']}, {meta['date'][:10]}; copy {meta['copy_gb_per_s']:.0f} GB/s, float32"
-        f" matmul {meta['matmul_gflop_per_s']['float32']:.0f} GFLOP/s."
+        f" {meta['python']}; commit {meta['commit']}, {meta['date'][:10]}; copy {meta['copy_gb_per_s']:.0f} GB/s,"
+        f" float32 matmul {meta['matmul_gflop_per_s']['float32']:.0f} GFLOP/s."
     )
     return "\n".join([HEADER, *rows, "", source])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 import lightning.pytorch as pl
-
 from skelops.methods.data_module import SkeletonData
 from skelops.methods.evaluation import extract_features, knn_predict
 from skelops.methods.training import Pretraining

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-
 from skelops.methods.encoders import ENCODERS, STGCN
+from torch import nn
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

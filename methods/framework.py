@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from torch import Generator, Tensor, nn
-
 from skelops.methods.encoders import STGCN
+from torch import Generator, Tensor, nn
 
 
 class Framework(nn.Module, ABC):

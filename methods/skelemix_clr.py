@@ -7,13 +7,13 @@ and processor/pretrain_skeletonclr_multi_swap.py.
 from __future__ import annotations
 
 import torch
+from skelops.methods.encoders import STGCN
+from skelops.methods.framework import Framework
 from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize
 
 import skelops
 from skelops.augment import skelemix
-from skelops.methods.encoders import STGCN
-from skelops.methods.framework import Framework
 from skelops.nn import MomentumEncoder, MomentumQueue
 
 

@@ -92,7 +92,7 @@ def resolve(op: str, device: str, dtypes: tuple[torch.dtype, ...], dtype: torch.
 def backend(name: str) -> Iterator[None]:
     """Forces every op in the block to one backend: ``with skelops.backend("reference"): ...``.
 
-    For debugging and benchmarks. It holds for the whole process, and for a backward pass only if that runs in the block.
+    For debugging and benchmarks. It holds for the whole process, for a backward pass only if that runs in the block.
 
     Args:
         name: "auto" (the default choice), "reference", "cpu", "triton" or "cuda".

@@ -50,8 +50,8 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 def _route(args: tuple[Any, ...]) -> str:
-    """How a call reaches the kernel: by the "dispatcher", where a compiler, autocast, a mode or a tensor subclass must see
-    it; else by "autograd" alone, or "direct".
+    """How a call reaches the kernel: by the "dispatcher" where a compiler, autocast, a mode or a tensor subclass must
+    see it; else by "autograd" alone, or "direct".
 
     The dispatcher's way through Python costs as much as a small kernel.
     """

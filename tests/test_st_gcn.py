@@ -7,11 +7,11 @@ import itertools
 import pytest
 import torch
 from conftest import assert_no_worse
+from skelops.methods import STGCN
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from skelops.graphs import adjacency
-from skelops.methods import STGCN
 
 WIDTHS = (1, 1, 1, 1, 2, 2, 2, 4, 4)
 

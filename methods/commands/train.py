@@ -15,13 +15,13 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-
-from skelops.cli import CommandError, user_errors
 from skelops.methods.callbacks import EpochLines, KNNMonitor
 from skelops.methods.checkpoint import check_weights, read_checkpoint
 from skelops.methods.data_module import SkeletonData
 from skelops.methods.report import claim_folder
 from skelops.methods.training import Pretraining
+
+from skelops.cli import CommandError, user_errors
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

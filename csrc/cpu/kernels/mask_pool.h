@@ -1,4 +1,4 @@
-// Kernels of mask_pool; see mask_pool.cpp beside this file.
+// Kernels of mask_pool; see mask_pool.cpp and mask_pool_backward_mask.cpp beside this file.
 #pragma once
 
 #include "level.h"

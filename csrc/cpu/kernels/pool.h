@@ -39,12 +39,23 @@ inline Vec load_within(const T* p, const T* end) {
   return load_some(p, end - p);
 }
 
+// load_within that asks for memory 4 KB ahead: the hardware does so too late for these kernels (by up to a half of their
+// time), most of all where they read several rows in turns.
+template <typename T>
+inline Vec load_ahead(const T* p, const T* end) {
+  __builtin_prefetch(reinterpret_cast<const char*>(p) + 4096);
+  return load_within(p, end);
+}
+
 template <typename T>
 inline void store_within(T* p, Vec x, const T* end) {
   store_some(p, x, end - p);
 }
 
-inline void clear(float* p, int64_t n) { __builtin_memset(p, 0, 4 * n); }
+// n is a multiple of kLanes.
+inline void clear(float* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) store(p + i, Vec{});
+}
 
 inline void add(float* p, Vec x) { store(p, load(p) + x); }
 

@@ -17,7 +17,7 @@ int64_t valid_frames(const Params& p, int64_t row) {
 
 template <typename T>
 void store_row(T* out, const float* row, int64_t n, float divisor) {
-  for (int64_t i = 0; i < n; i += kLanes) store_some(out + i, load(row + i) / divisor, n - i);
+  for (int64_t i = 0; i < n; i += kLanes) store_some(out + i, divisor == 1 ? load(row + i) : load(row + i) / divisor, n - i);
 }
 
 // Adds N vectors of each of up to kLanes rows to the sums of their joints, and to one vector per row.
@@ -42,26 +42,42 @@ void add_rows(const T* x, int64_t count, int64_t V, const T* end, float* frames,
   const int64_t vectors = (V + kLanes - 1) / kLanes;
   const IntVec whole = first_lanes(kLanes), last = first_lanes(V - (vectors - 1) * kLanes);
   for (int64_t t = 0; t < count; t += kLanes) {
-    const int64_t rows = smaller(kLanes, count - t);
-    Vec sums[kLanes] = {};
+    Vec rows[kLanes] = {};
     for (int64_t i = 0; i < vectors;) {
       const int64_t n = smaller(vectors - i, kWidest);
       const auto columns = n == 4 ? add_columns<4, T> : n == 3 ? add_columns<3, T> : n == 2 ? add_columns<2, T> : add_columns<1, T>;
-      columns(x + t * V + i * kLanes, V, rows, i + n == vectors ? last : whole, end, sums, joints + i * kLanes);
+      columns(x + t * V + i * kLanes, V, smaller(kLanes, count - t), i + n == vectors ? last : whole, end, rows, joints + i * kLanes);
       i += n;
     }
-    add(frames + t, row_sums(sums));
+    add(frames + t, row_sums(rows));
+  }
+}
+
+// Clips of one frame and one body: the joints are the map, and both other means are the same.
+template <typename T>
+void forward_single_frame(const SqueezePool& p, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    const T* x = static_cast<const T*>(p.x) + i * p.V;
+    Vec total{};
+    for (int64_t v = 0; v < p.V; v += kLanes) {
+      const Vec value = load_some(x + v, p.V - v);
+      store_some(static_cast<T*>(p.joints) + i * p.V + v, value, p.V - v);
+      total += value;
+    }
+    const float mean = sum(total) / p.V;
+    put(static_cast<T*>(p.frames) + i, mean);
+    put(static_cast<T*>(p.mean) + i, mean);
   }
 }
 
 template <typename T>
 void forward(const SqueezePool& p, int64_t begin, int64_t end) {
+  if (p.T == 1 && p.bodies == 1 && !p.lengths) return forward_single_frame<T>(p, begin, end);
   const int64_t plane = p.T * p.V, Tp = round_up(p.T, kLanes), Vp = round_up(p.V, kLanes);
   const T* x = static_cast<const T*>(p.x);
   const T* limit = x + p.N * p.bodies * p.C * plane;
   float *frames = scratch(0, Tp + 2 * Vp), *joints = frames + Tp, *block = joints + Vp;
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t n = i / p.C, c = i % p.C;
+  for (int64_t i = begin, n = begin / p.C, c = begin % p.C; i < end; ++i) {
     clear(frames, Tp + Vp);
     for (int64_t b = n * p.bodies; b < (n + 1) * p.bodies; ++b) {
       const int64_t L = valid_frames(p, b);
@@ -76,6 +92,7 @@ void forward(const SqueezePool& p, int64_t begin, int64_t end) {
     store_row(static_cast<T*>(p.frames) + i * p.T, frames, p.T, p.V * p.bodies);
     store_row(static_cast<T*>(p.joints) + i * p.V, joints, p.V, 1);
     put(static_cast<T*>(p.mean) + i, sum(mean) / p.V);
+    if (++c == p.C) c = 0, ++n;
   }
 }
 
@@ -85,7 +102,7 @@ inline void add_joints(const T* x, int64_t C, const T* end, float* frame, float*
   for (int64_t c = 0; c < ld; c += kLanes) {
     Vec total = load(frame + c);
     for (int n = 0; n < N; ++n) {
-      const Vec value = load_within(x + n * C + c, end);
+      const Vec value = load_ahead(x + n * C + c, end);
       total += value;
       add(joints + n * ld + c, value);
     }
@@ -94,7 +111,25 @@ inline void add_joints(const T* x, int64_t C, const T* end, float* frame, float*
 }
 
 template <typename T>
+void forward_single_frame_channels_last(const SqueezePool& p, int64_t begin, int64_t end) {
+  const int64_t blocks = (p.C + p.width - 1) / p.width;
+  const T* limit = static_cast<const T*>(p.x) + p.N * p.C * p.V;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t n = i / blocks, c = i % blocks * p.width, width = smaller(p.width, p.C - c), first = n * p.C + c;
+    const T* x = static_cast<const T*>(p.x) + n * p.V * p.C + c;
+    transpose_tile(x, p.C, p.V, width, static_cast<T*>(p.joints) + first * p.V, p.V, false);
+    for (int64_t k = 0; k < width; k += kLanes) {
+      Vec total{};
+      for (int64_t v = 0; v < p.V; ++v) total += load_within(x + v * p.C + k, limit);
+      store_some(static_cast<T*>(p.frames) + first + k, total / static_cast<float>(p.V), width - k);
+      store_some(static_cast<T*>(p.mean) + first + k, total / static_cast<float>(p.V), width - k);
+    }
+  }
+}
+
+template <typename T>
 void forward_channels_last(const SqueezePool& p, int64_t begin, int64_t end) {
+  if (p.T == 1 && p.bodies == 1 && !p.lengths) return forward_single_frame_channels_last<T>(p, begin, end);
   const int64_t blocks = (p.C + p.width - 1) / p.width;
   const T* x = static_cast<const T*>(p.x);
   const T* limit = x + p.N * p.bodies * p.C * p.T * p.V;
@@ -148,7 +183,7 @@ void backward(const SqueezePoolBackward& p, int64_t begin, int64_t end) {
     T* row = x + i * p.T * p.V;
     for (int64_t t = 0; t < L; ++t, row += p.V)
       for (int64_t v = 0; v < p.V; v += kLanes) store_within(row + v, frames[t] + load(joints + v), limit);
-    __builtin_memset(row, 0, (p.T - L) * p.V * sizeof(T));
+    if (L < p.T) __builtin_memset(row, 0, (p.T - L) * p.V * sizeof(T));
   }
 }
 

@@ -35,9 +35,9 @@ def mask_pool(x: Tensor, mask: Tensor, divide_by: str = "mask") -> MaskPool:
         divide_by="mask":  inside = sum(x * m) / sum(m),  outside = sum(x * (1 - m)) / sum(1 - m)
         divide_by="size":  inside = sum(x * m) / (T * V), outside = sum(x * (1 - m)) / (T * V)
 
-    A side whose ``sum`` of the mask is zero has mean 0 and no gradient. The products are those of the formula: a NaN or an
-    infinity in ``x`` reaches both sides, also where the mask leaves it out. Sums are accumulated in float32 for float32 and
-    bfloat16. The gradient to a floating mask includes that of the denominators.
+    A side whose ``sum`` of the mask is zero has mean 0 and no gradient. The products are those of the formula: a NaN or
+    an infinity in ``x`` reaches both sides, also where the mask leaves it out. Sums are accumulated in float32 for
+    float32 and bfloat16. The gradient to a floating mask includes that of the denominators.
 
     Args:
         x: feature map (B, C, T, V), contiguous or channels_last (other strides are copied once).

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from skelops._checks import Shapes, same_device
@@ -40,8 +39,8 @@ def squeeze_pool(x: Tensor, lengths: Tensor | None = None, bodies: int = 1) -> S
 
     Args:
         x: feature map (B, C, T, V), contiguous or channels_last (other strides are copied once).
-        lengths: valid frames per row (B,), an integer tensor with values in 0..T; frames past them are ignored, and a row
-            without valid frames contributes zeros. None: all frames are valid.
+        lengths: valid frames per row (B,), an integer tensor with values in 0..T; frames past them are ignored, and a
+            row without valid frames contributes zeros. None: all frames are valid.
         bodies: bodies per clip that are averaged, in consecutive rows.
 
     Returns:
@@ -49,9 +48,11 @@ def squeeze_pool(x: Tensor, lengths: Tensor | None = None, bodies: int = 1) -> S
 
     Raises:
         TypeError: ``x`` is no floating-point tensor, ``lengths`` no integer tensor.
-        ValueError: shapes or devices do not fit together, B is no multiple of ``bodies``, or the map is without frames or joints.
+        ValueError: shapes or devices do not fit together, B is no multiple of ``bodies``, or the map is without frames
+            or joints.
 
-    The squeezes of SDS-CL (its spatial and temporal tokens) and STD-CL (both heads), and the pooling before every classifier.
+    The squeezes of SDS-CL (its spatial and temporal tokens) and STD-CL (both heads), and the pooling before every
+    classifier.
     """
     shapes = Shapes()
     shapes.check("x", x, "B C T V")
@@ -94,12 +95,13 @@ _op_backward = Op(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, lengths, ctx.bodies = inputs
-    ctx.save_for_backward(lengths)
     ctx.channels_last = is_channels_last(x)
+    if lengths is not None:
+        ctx.save_for_backward(lengths)
 
 
 def _backward(ctx: Any, frames: Tensor, joints: Tensor, mean: Tensor) -> tuple[Tensor, None, None]:
-    (lengths,) = ctx.saved_tensors
+    lengths = next(iter(ctx.saved_tensors), None)
     return _op_backward(frames, joints, mean, lengths, ctx.bodies, ctx.channels_last), None, None
 
 
