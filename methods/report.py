@@ -113,7 +113,7 @@ def plot_curves(path: Path, curves: Mapping[str, Sequence[tuple[float, float]]],
     figure = _figure(7, 4)
     axes = figure.add_subplot()
     for name, points in curves.items():
-        axes.plot(*zip(*points, strict=True), label=name)
+        axes.plot(*zip(*points, strict=True), label=name, marker=".")
     axes.set(title=title, xlabel="training step", ylabel="loss")
     axes.grid(alpha=0.3)
     axes.legend()

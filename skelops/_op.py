@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.library import Library
 
 from skelops import _backend
@@ -23,7 +24,10 @@ from skelops import _backend
 LIBRARY = Library("skelops", "DEF")
 NATIVE = Library("skelops_cpu", "FRAGMENT")
 REGISTRY: dict[str, Op] = {}
+# The public class looks for torch.func's transforms at every call; `_route` has done so already.
+_Function: Any = getattr(torch.autograd.function, "_SingleLevelFunction", torch.autograd.Function)
 
+LISTS = (list, tuple)
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 FLOAT_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -32,12 +36,13 @@ def _deciding_tensor(args: tuple[Any, ...], dtypes: tuple[torch.dtype, ...]) -> 
     """The first floating-point tensor that kernels do not take; the first of all where they take every one."""
     first = None
     for arg in args:
-        for tensor in arg if isinstance(arg, list | tuple) else (arg,):
-            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
-                if tensor.dtype not in dtypes:
-                    return tensor
-                if first is None:
-                    first = tensor
+        for tensor in arg if isinstance(arg, LISTS) else (arg,):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            if tensor.dtype in dtypes:
+                first = tensor if first is None else first
+            elif tensor.is_floating_point():
+                return tensor
     if first is None:
         raise TypeError("an op needs at least one floating-point tensor")
     return first
@@ -58,6 +63,8 @@ def _route(args: tuple[Any, ...]) -> str:
     if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled() or torch._C._len_torch_dispatch_stack():
         return "dispatcher"
     if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None:
+        return "dispatcher"
+    if forward_ad._current_level >= 0:
         return "dispatcher"
     route, grad = "direct", torch.is_grad_enabled()
     for arg in args:
@@ -121,7 +128,7 @@ class Op:
             self._native(*args)
             # Kernels write behind autograd's back; a saved tensor that was overwritten must not go unnoticed.
             for i in self._written:
-                written = args[i] if isinstance(args[i], list | tuple) else (args[i],)
+                written = args[i] if isinstance(args[i], LISTS) else (args[i],)
                 torch.autograd.graph.increment_version([tensor for tensor in written if not tensor.is_inference()])
             return None
         outputs = self.outputs(*args)
@@ -145,7 +152,7 @@ class Op:
             return output
 
         methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-        self._function = type(self.name, (torch.autograd.Function,), methods)
+        self._function = type(self.name, (_Function,), methods)
 
     def not_differentiable(self) -> None:
         """For a backward op: asking for its own gradient is an error that says so, not a silent zero."""

@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code, 2 after a mistake of the user."""
+    """Runs a command; returns the exit code: 2 after a mistake of the user, 130 after Ctrl-C."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if arguments.command in ("info", "demo") and rest:
@@ -61,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CommandError as error:
         print(f"skelops {arguments.command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"skelops {arguments.command}: interrupted; a run resumes with --ckpt_path last", file=sys.stderr)
+        return 130
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in TRAIN_EXTRA:
             raise

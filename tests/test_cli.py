@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -172,6 +173,20 @@ def test_train_then_eval(here: Path, capsys: pytest.CaptureFixture[str]) -> None
     del cut["state_dict"]["framework.encoder_q.edge_importance.3"]
     torch.save(cut, here / "cut.ckpt")
     assert "edge_importance.3" in one_line(capsys, "eval", "--checkpoint", "cut.ckpt")
+
+
+@pytest.mark.usefixtures("train_extra", "here")
+def test_interrupting_is_no_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("skelops.methods.training.Pretraining.training_step", interrupt)
+    try:
+        assert main(["train", "--config", "tiny.yaml"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+    assert capsys.readouterr().err == "skelops train: interrupted; a run resumes with --ckpt_path last\n"
 
 
 @pytest.mark.usefixtures("train_extra")

@@ -132,7 +132,10 @@ class TrainCLI(LightningCLI):
 
     def fit(self) -> Path:
         """Trains; returns the last checkpoint."""
-        self.trainer.fit(self.model, self.datamodule, ckpt_path=self.checkpoint)
+        try:
+            self.trainer.fit(self.model, self.datamodule, ckpt_path=self.checkpoint)
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from stop
         return self.folder / "checkpoints" / "last.ckpt"
 
 
