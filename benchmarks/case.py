@@ -32,6 +32,7 @@ class Case:
         forward: work of the forward pass.
         backward: work of forward and backward together, or None where there is no backward pass.
         others: further implementations, by name.
+        compiles: whether torch.compile can compile the eager form for good (not where it reads a tensor on the host).
         headline: whether the row belongs into the README's table.
     """
 
@@ -44,4 +45,5 @@ class Case:
     forward: Work
     backward: Work | None = None
     others: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    compiles: bool = True
     headline: bool = False

@@ -139,7 +139,7 @@ def measure(case: Case, machine: Machine, seconds: float, with_compile: bool) ->
             continue
         runs = {"eager": make(case.eager, inputs), "skelops": make(case.skelops, inputs)}
         runs |= {other: make(function, inputs) for other, function in case.others.items()}
-        if with_compile:
+        if with_compile and case.compiles:
             runs["compile"] = make(compiled(case.eager), inputs)
         times = medians(runs, seconds)
         best = min(case.others, key=lambda other: times[other], default=None)

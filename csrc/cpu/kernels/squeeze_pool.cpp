@@ -27,7 +27,7 @@ inline void add_columns(const T* x, int64_t V, int64_t rows, IntVec last, const 
   for (int64_t r = 0; r < rows; ++r, x += V) {
     Vec row{};
     for (int n = 0; n < N; ++n) {
-      const Vec value = n < N - 1 ? load(x + n * kLanes) : select(last, load_within(x + n * kLanes, end));
+      const Vec value = n < N - 1 ? load_ahead(x + n * kLanes, end) : select(last, load_ahead(x + n * kLanes, end));
       sums[n] += value;
       row += value;
     }

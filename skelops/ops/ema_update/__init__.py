@@ -34,19 +34,15 @@ def ema_update_(targets: Iterable[Tensor], sources: Iterable[Tensor], momentum: 
         raise TypeError(f"momentum: expected a number, got {type(momentum).__name__}")
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum: expected a number from 0 to 1, got {momentum}")
-    moving, origins = _tensors("targets", targets), _tensors("sources", sources)
+    moving, origins = list(targets), list(sources)
     if len(moving) != len(origins):
         raise ValueError(f"sources: expected {len(moving)} tensors as targets has, got {len(origins)}")
-    wanted, found = ([(x.shape, x.dtype, x.device) for x in tensors] for tensors in (moving, origins))
-    if wanted != found:
-        i = [a == b for a, b in zip(wanted, found, strict=True)].index(False)
-        expected, got = (f"{tuple(shape)} of {dtype} on {device}" for shape, dtype, device in (wanted[i], found[i]))
-        raise ValueError(f"sources[{i}]: expected shape {expected} as targets[{i}], got {got}")
-    for i, target in enumerate(moving):
-        if not target.is_contiguous() and 0 in target.stride():
-            raise ValueError(f"targets[{i}]: expected a tensor whose elements do not share memory, got an expanded one")
+    all_floating = True
+    for i, (target, source) in enumerate(zip(moving, origins, strict=True)):
+        _check_pair(i, target, source)
+        all_floating = all_floating and target.is_floating_point()
     with torch.no_grad():
-        if not all([target.is_floating_point() for target in moving]):
+        if not all_floating:
             for target, source in zip(moving, origins, strict=True):
                 if not target.is_floating_point():
                     target.copy_(source)
@@ -56,12 +52,15 @@ def ema_update_(targets: Iterable[Tensor], sources: Iterable[Tensor], momentum: 
             _op(moving, origins, float(momentum))
 
 
-def _tensors(name: str, values: Any) -> list[Tensor]:
-    tensors = list(values)
-    for i, value in enumerate(tensors):
+def _check_pair(i: int, target: Any, source: Any) -> None:
+    for name, value in (("targets", target), ("sources", source)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}[{i}]: expected a tensor, got {type(value).__name__}")
-    return tensors
+    if target.shape != source.shape or target.dtype is not source.dtype or target.device != source.device:
+        expected, got = (f"{tuple(x.shape)} of {x.dtype} on {x.device}" for x in (target, source))
+        raise ValueError(f"sources[{i}]: expected shape {expected} as targets[{i}], got {got}")
+    if not target.is_contiguous() and 0 in target.stride():
+        raise ValueError(f"targets[{i}]: expected a tensor whose elements do not share memory, got an expanded one")
 
 
 _op = Op(
