@@ -10,6 +10,8 @@ import torch
 from skelops.methods.encoders import ENCODERS, STGCN
 from torch import nn
 
+REQUIRED = {"encoder", "state_dict", "epoch", "datamodule_hyper_parameters"}
+
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint file, on the CPU; nothing in the file is executed.
@@ -25,7 +27,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"checkpoint: {path} cannot be read ({reason or type(error).__name__})") from error
-    if not isinstance(content, dict) or not {"encoder", "state_dict"} <= content.keys():
+    if not isinstance(content, dict) or not content.keys() >= REQUIRED:
         raise ValueError(f"checkpoint: {path} was not written by skelops train")
     return content
 

@@ -169,6 +169,11 @@ def test_train_then_eval(here: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "neighbours: expected 1 to 30" in one_line(
         capsys, "eval", "--checkpoint", str(checkpoint), "--neighbours", "[31]"
     )
+    assert "more than the 1 of the checkpoint" in one_line(
+        capsys, "train", "--config", "tiny.yaml", "--ckpt_path", "last"
+    )
+    if not torch.cuda.is_available():
+        assert "--device" in one_line(capsys, "eval", "--checkpoint", str(checkpoint), "--device", "cuda")
     cut = torch.load(checkpoint, weights_only=True)
     del cut["state_dict"]["framework.encoder_q.edge_importance.3"]
     torch.save(cut, here / "cut.ckpt")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import ArgumentParser
@@ -36,7 +36,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--data", type=str, help="folder of the data (default: where it was in training)")
     parser.add_argument("--out", type=str, help="folder of the results (default: eval beside the checkpoints)")
     parser.add_argument("--neighbours", type=list[int], default=[1, 10, 20], help="k of kNN")
-    parser.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=Literal["cpu", "cuda"], default=default, help="where the encoder runs")
     parser.add_class_arguments(LinearProbe, "probe")
     return parser
 
@@ -66,6 +67,8 @@ def main(arguments: Sequence[str]) -> None:
             options = parser.instantiate_classes(parser.parse_args(list(arguments)))
         except argparse.ArgumentError as error:
             raise CommandError(" ".join(str(error).split())) from error
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device: expected cpu (no CUDA device is available), got cuda")
         checkpoint = read_checkpoint(options.checkpoint)
         encoder = load_encoder(checkpoint).to(options.device)
         settings = dict(checkpoint["datamodule_hyper_parameters"])

@@ -112,7 +112,12 @@ class TrainCLI(LightningCLI):
         if self.config.ckpt_path is not None:
             last = self.config.ckpt_path == "last"
             self.checkpoint = last_checkpoint(runs) if last else Path(self.config.ckpt_path)
-            check_weights(self.model, read_checkpoint(self.checkpoint)["state_dict"])
+            content, epochs = read_checkpoint(self.checkpoint), self.config.trainer.max_epochs
+            check_weights(self.model, content["state_dict"])
+            if epochs is not None and 0 <= epochs <= content["epoch"] + 1:
+                raise ValueError(
+                    f"trainer.max_epochs: expected more than the {content['epoch'] + 1} of the checkpoint, got {epochs}"
+                )
         for split in ("train", "test"):
             self.datamodule.split(split)
         self.folder = claim_folder(lambda number: runs / f"version_{number}")
