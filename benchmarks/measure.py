@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import random
 import re
 import statistics
 import time
@@ -22,7 +23,7 @@ Run = Callable[[], Any]
 def medians(runs: dict[str, Run], seconds: float) -> dict[str, float]:
     """Median milliseconds of each, run in turns, so that whatever else the machine does hits all alike.
 
-    Every run gets the same number of rounds: what ``seconds`` allow, at least 7 and at most 200.
+    The order is drawn anew each round: a run finds in the caches what the one before it left. Every run gets the same number of rounds: what ``seconds`` allow, at least 7 and at most 200.
     """
     for run in runs.values():
         run()
@@ -31,10 +32,12 @@ def medians(runs: dict[str, Run], seconds: float) -> dict[str, float]:
         run()
     rounds = int(min(200, max(7, seconds / max(time.perf_counter() - start, 1e-9))))
     times: dict[str, list[float]] = {name: [] for name in runs}
+    order, generator = list(runs), random.Random(0)
     for _ in range(rounds):
-        for name, run in runs.items():
+        generator.shuffle(order)
+        for name in order:
             start = time.perf_counter()
-            run()
+            runs[name]()
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) * 1e3 for name, values in times.items()}
 
