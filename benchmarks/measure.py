@@ -23,7 +23,8 @@ Run = Callable[[], Any]
 def medians(runs: dict[str, Run], seconds: float) -> dict[str, float]:
     """Median milliseconds of each, run in turns, so that whatever else the machine does hits all alike.
 
-    The order is drawn anew each round: a run finds in the caches what the one before it left. Every run gets the same number of rounds: what ``seconds`` allow, at least 7 and at most 200.
+    The order is drawn anew each round: a run finds in the caches what the one before it left. Every run gets the same
+    number of rounds: what ``seconds`` allow, at least 7 and at most 200.
     """
     for run in runs.values():
         run()

@@ -88,6 +88,11 @@ def resolve(op: str, device: str, dtypes: tuple[torch.dtype, ...], dtype: torch.
     return choice.backend
 
 
+def is_auto() -> bool:
+    """Whether no backend is forced."""
+    return _forced == "auto"
+
+
 @contextmanager
 def backend(name: str) -> Iterator[None]:
     """Forces every op in the block to one backend: ``with skelops.backend("reference"): ...``.

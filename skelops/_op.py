@@ -85,6 +85,8 @@ class Op:
         reference: the definition of the op in eager PyTorch, clean in float64.
         outputs: allocates the results (also the fake implementation); None for an op that writes into its arguments.
         dtypes: floating-point dtypes that compiled kernels take; a call with any other runs on the reference.
+        eager_wins: says of a call's arguments whether PyTorch's own kernels were measured to be faster there; the
+            reference then serves it (unless a backend is forced).
     """
 
     def __init__(
@@ -94,9 +96,10 @@ class Op:
         reference: Callable[..., Any],
         outputs: Callable[..., Any] | None,
         dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES,
+        eager_wins: Callable[..., bool] | None = None,
     ) -> None:
         self.name, arguments = schema.split("(", 1)
-        self.reference, self.outputs, self.dtypes = reference, outputs, dtypes
+        self.reference, self.outputs, self.dtypes, self.eager_wins = reference, outputs, dtypes, eager_wins
         LIBRARY.define(schema)
         arguments = arguments.rsplit("->", 1)[0].strip().removesuffix(")")
         NATIVE.define(f"{self.name}({arguments}{', Tensor(z!)[] outputs' if outputs else ''}) -> ()")
@@ -131,6 +134,8 @@ class Op:
                 written = args[i] if isinstance(args[i], LISTS) else (args[i],)
                 torch.autograd.graph.increment_version([tensor for tensor in written if not tensor.is_inference()])
             return None
+        if self.eager_wins and _backend.is_auto() and self.eager_wins(*args):
+            backend = "reference"
         outputs = self.outputs(*args)
         flat = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
         if backend == "reference":

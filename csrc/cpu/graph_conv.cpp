@@ -24,15 +24,25 @@ const float* floats(const Tensor& x) { return static_cast<const float*>(x.const_
 
 void* writable(const Map& map) { return const_cast<void*>(input_data(map.tensor)); }
 
-// weight (K, O, C) -> (K * Cp, Op) for the forward, (O, K * Cp) for the backward pass; padding is zero.
-std::vector<float> pack(const Tensor& weight, bool backward) {
+// weight (K, O, C) -> (K * Cp, Op), padding zero.
+std::vector<float> pack_forward(const Tensor& weight) {
   const Tensor source = to_float(weight);
-  const int64_t K = source.size(0), O = source.size(1), C = source.size(2), Cp = padded(C), Op = padded(O);
-  const float* w = floats(source);
-  std::vector<float> packed(K * Cp * (backward ? O : Op), 0.0f);
+  const int64_t K = source.size(0), O = source.size(1), C = source.size(2), size = padded(C) * padded(O);
+  std::vector<float> packed(K * size);
+  const auto kernel = graph_conv_pack_at_level();
+  parallel_for(0, K, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) kernel(floats(source) + k * O * C, O, C, packed.data() + k * size);
+  });
+  return packed;
+}
+
+// weight (K, O, C) -> (O, K * Cp), padding zero.
+std::vector<float> pack_backward(const Tensor& weight) {
+  const Tensor source = to_float(weight);
+  const int64_t K = source.size(0), O = source.size(1), C = source.size(2), Cp = padded(C);
+  std::vector<float> packed(K * Cp * O, 0.0f);
   for (int64_t k = 0; k < K; ++k)
-    for (int64_t o = 0; o < O; ++o)
-      for (int64_t c = 0; c < C; ++c) packed[backward ? (o * K + k) * Cp + c : (k * Cp + c) * Op + o] = w[(k * O + o) * C + c];
+    for (int64_t o = 0; o < O; ++o) std::copy_n(floats(source) + (k * O + o) * C, C, packed.data() + (o * K + k) * Cp);
   return packed;
 }
 
@@ -60,7 +70,7 @@ void forward(const Tensor& input, const Tensor& weight, const Tensor& adjacency,
              std::vector<Tensor> outputs) {
   const Map x = as_map(input), y = as_map(outputs[0]);
   const GraphConvShape shape = shape_of(x, weight, adjacency);
-  const std::vector<float> packed = pack(weight, false);
+  const std::vector<float> packed = pack_forward(weight);
   const Tensor edges = to_float(adjacency);
   if (bias) bias = to_float(*bias);
   const GraphConv p{shape,         dtype_of(x.tensor), {writable(x), x.channels_last}, {output_data(outputs[0]), y.channels_last},
@@ -85,7 +95,7 @@ void backward(const Tensor& grad, const Tensor& input, const Tensor& weight, con
   const Map x = as_map(input), grad_y = as_map(grad);
   const GraphConvShape shape = shape_of(x, weight, adjacency);
   const int64_t K = shape.K, O = shape.O, C = shape.C, Cp = padded(C), subsets = K * shape.V * shape.V;
-  const std::vector<float> packed = pack(weight, true);
+  const std::vector<float> packed = pack_backward(weight);
   const Tensor edges = to_float(adjacency);
   if (bias) bias = to_float(*bias);
   const MapData grad_x{needs_x ? output_data(outputs[0]) : nullptr, needs_x && as_map(outputs[0]).channels_last};

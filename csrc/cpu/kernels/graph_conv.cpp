@@ -336,6 +336,13 @@ void backward(const GraphConvBackward& p, int64_t begin, int64_t end, const Grap
 
 }  // namespace
 
+void graph_conv_pack(const float* weight, int64_t O, int64_t C, float* packed) {
+  const int64_t Cp = padded(C), Op = padded(O);
+  if (C < Cp || round_up(O, kLanes) < Op)
+    for (int64_t i = 0; i < Cp * Op; i += kLanes) store(packed + i, Vec{});
+  transpose_tile(weight, C, O, C, packed, Op, true);
+}
+
 void graph_conv(const GraphConv& p, int64_t begin, int64_t end, double* stats) {
   p.dtype == Dtype::f32 ? forward<float>(p, begin, end, stats) : forward<bf16>(p, begin, end, stats);
 }

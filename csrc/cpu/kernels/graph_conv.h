@@ -53,6 +53,8 @@ struct GraphConvSums {
   float* head;       // (K, V, V): the sample that an earlier chunk began
 };
 
+// Rows of one subset: weight (O, C) -> packed (Cp, Op), transposed, the padding zero.
+SKELOPS_KERNEL(graph_conv_pack, (const float* weight, int64_t O, int64_t C, float* packed))
 SKELOPS_KERNEL(graph_conv, (const GraphConv& p, int64_t begin, int64_t end, double* stats))
 SKELOPS_KERNEL(graph_conv_backward, (const GraphConvBackward& p, int64_t begin, int64_t end, const GraphConvSums& sums))
 

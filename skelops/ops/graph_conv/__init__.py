@@ -98,16 +98,28 @@ def _backward_outputs(
     return grad_x, like(weight, needs_weight), like(adjacency, needs_adjacency), like(bias, True)
 
 
+def _forward_on_eager(x: Tensor, weight: Tensor, *others: Any) -> bool:
+    """Wide bfloat16 layers on a CPU that multiplies bfloat16 in hardware, which outruns our products in float32."""
+    wide = min(weight.shape[1:]) >= 192 and x.dtype == torch.bfloat16 and x.device.type == "cpu"
+    return wide and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _backward_on_eager(grad: Tensor, x: Tensor, weight: Tensor, *others: Any) -> bool:
+    return _forward_on_eager(x, weight)
+
+
 _op = Op(
     "graph_conv(Tensor x, Tensor weight, Tensor adjacency, Tensor? bias, bool stats) -> (Tensor, Tensor, Tensor)",
     reference=reference.graph_conv,
     outputs=_outputs,
+    eager_wins=_forward_on_eager,
 )
 _op_backward = Op(
     "graph_conv_backward(Tensor grad, Tensor x, Tensor weight, Tensor adjacency, Tensor? bias, bool needs_x,"
     " bool needs_weight, bool needs_adjacency) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.graph_conv_backward,
     outputs=_backward_outputs,
+    eager_wins=_backward_on_eager,
 )
 
 
