@@ -104,10 +104,6 @@ def _forward_on_eager(x: Tensor, weight: Tensor, *others: Any) -> bool:
     return wide and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def _backward_on_eager(grad: Tensor, x: Tensor, weight: Tensor, *others: Any) -> bool:
-    return _forward_on_eager(x, weight)
-
-
 _op = Op(
     "graph_conv(Tensor x, Tensor weight, Tensor adjacency, Tensor? bias, bool stats) -> (Tensor, Tensor, Tensor)",
     reference=reference.graph_conv,
@@ -119,7 +115,6 @@ _op_backward = Op(
     " bool needs_weight, bool needs_adjacency) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.graph_conv_backward,
     outputs=_backward_outputs,
-    eager_wins=_backward_on_eager,
 )
 
 

@@ -38,12 +38,22 @@ def graph_conv_backward(
     needs_weight: bool,
     needs_adjacency: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    K, O, C = weight.shape
     edges = _edges(adjacency)
     spread = torch.einsum(f"botw,{edges}->bkotv", grad, adjacency)
+    # What autograd calls for the 1x1 convolution.
+    grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        spread.flatten(1, 2),
+        x,
+        weight.reshape(K * O, C, 1, 1),
+        None if bias is None else [K * O],
+        *([1, 1], [0, 0], [1, 1], False, [0, 0], 1),  # stride, padding, dilation, transposed, output padding, groups
+        [needs_x, needs_weight, bias is not None],
+    )
     none = x.new_empty(0)
     return (
-        torch.einsum("bkotv,koc->bctv", spread, weight) if needs_x else none,
-        torch.einsum("bkotv,bctv->koc", spread, x) if needs_weight else none,
+        grad_x if needs_x else none,
+        grad_weight.view(K, O, C) if needs_weight else none,
         torch.einsum(f"bkotv,botw->{edges}", _project(x, weight, bias), grad) if needs_adjacency else none,
-        none if bias is None else spread.sum((0, 3, 4)),
+        none if bias is None else grad_bias.view(K, O),
     )
