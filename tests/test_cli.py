@@ -185,7 +185,8 @@ def test_interrupting_is_no_traceback(capsys: pytest.CaptureFixture[str], monkey
     def interrupt(*args: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    handler = signal.getsignal(signal.SIGINT)
+    # A shell's background job starts with the signal ignored.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr("skelops.methods.training.Pretraining.training_step", interrupt)
     try:
         assert main(["train", "--config", "tiny.yaml"]) == 130
