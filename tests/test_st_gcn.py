@@ -100,10 +100,12 @@ def run(model: nn.Module, clips: Tensor, mask: Tensor | None) -> dict[str, Tenso
     return {**found, "gradient clips": clips.grad}
 
 
-UNEXPLAINED = pytest.mark.xfail(reason="gradients up to 0.07 off in training, 10 to 200 times eager; cause not found")
+KINKS = pytest.mark.xfail(
+    reason="a ReLU input near zero may fall to either side: jumps in ours at some seeds, in eager at others"
+)
 
 
-@pytest.mark.parametrize("training", [pytest.param(True, marks=UNEXPLAINED), False])
+@pytest.mark.parametrize("training", [pytest.param(True, marks=KINKS), False])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("layout", "bodies", "frames"), [("ntu", 2, 16), ("nw_ucla", 1, 13)])
 def test_equals_the_released_encoder(layout: str, bodies: int, frames: int, masked: bool, training: bool) -> None:
