@@ -205,7 +205,7 @@ def test_demo(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert "no/such" in one_line(capsys, "demo", "--data", "no/such")
     monkeypatch.setattr(train, "CONFIGS", here / "configs")
     for run in range(2):
-        assert main(["demo", "--out", "out", "--minutes", "0.05"]) == 0
+        assert main(["demo", "--out", "out", "--minutes", "0.01"]) == 0
         output = capsys.readouterr().out
         assert all(word in output for word in ("random", "trained", "linear", "eager", "fused"))
         summary = json.loads(Path("out/summary.json").read_text())
@@ -218,6 +218,6 @@ def test_demo(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert not Path("out_2").exists()
     Path("mine").mkdir()
     Path("mine/summary.json").write_text("{}")
-    assert main(["demo", "--out", "mine", "--minutes", "0.05"]) == 0
+    assert main(["demo", "--out", "mine", "--minutes", "0.01"]) == 0
     assert Path("mine/summary.json").read_text() == "{}"
     assert Path("mine_2/summary.json").is_file()

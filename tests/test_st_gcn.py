@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -100,12 +101,7 @@ def run(model: nn.Module, clips: Tensor, mask: Tensor | None) -> dict[str, Tenso
     return {**found, "gradient clips": clips.grad}
 
 
-KINKS = pytest.mark.xfail(
-    reason="a ReLU input near zero may fall to either side: jumps in ours at some seeds, in eager at others"
-)
-
-
-@pytest.mark.parametrize("training", [pytest.param(True, marks=KINKS), False])
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("layout", "bodies", "frames"), [("ntu", 2, 16), ("nw_ucla", 1, 13)])
 def test_equals_the_released_encoder(layout: str, bodies: int, frames: int, masked: bool, training: bool) -> None:
@@ -114,21 +110,24 @@ def test_equals_the_released_encoder(layout: str, bodies: int, frames: int, mask
     clips = torch.randn(4, 3, frames, joints, bodies)
     clips[1, ..., bodies - 1] = 0  # an absent body
     mask = torch.rand(-(-frames // 4), joints) < 0.4 if masked else None
-    double = EagerSTGCN(layout, 8, 40, 0.0).double()
-    double.load_state_dict(eager.state_dict())
-    truth = run(double.train(training), clips.double(), mask)
+    double, ours_double = copy.deepcopy(eager).double(), copy.deepcopy(ours).double()
+    truth = run(double, clips.double(), mask)
     found, low = run(ours, clips, mask), run(eager, clips, mask)
+    # In float64 every tensor agrees at its own scale, or at that of all where it is zero but for rounding.
+    largest = max(values.abs().max().item() for values in truth.values())
+    for name, values in run(ours_double, clips.double(), mask).items():
+        torch.testing.assert_close(
+            values, truth[name], rtol=1e-9, atol=1e-12 * largest, msg=lambda m, n=name: f"{n}: {m}"
+        )
     assert found.keys() == truth.keys()
-    for kind in ("output", "gradient", "buffer"):
-        names = [name for name in truth if name.startswith(kind)]
-        # Every tensor at its own scale, or at that of all where it is zero but for rounding (some biases).
-        largest = max(truth[name].abs().max() for name in names)
-        scales = [truth[name].abs().max().clamp(min=1e-3 * largest) for name in names]
-        parts = [
-            torch.cat([(values[name] / scale).flatten() for name, scale in zip(names, scales, strict=True)])
-            for values in (found, low, truth)
-        ]
-        assert_no_worse(parts[0].float(), parts[1].float(), parts[2], kind, factor=4.0)
+    for name, values in found.items():
+        if name.startswith("gradient"):
+            # Where the input of a ReLU is zero but for rounding, float32 may fall to the other side and a gradient
+            # jumps, here or in eager: whole tensors are compared, loosely.
+            error = (values - truth[name]).norm()
+            assert error <= 0.1 * truth[name].norm() + 1e-5 * largest, f"{name}: {error}"
+        else:
+            assert_no_worse(values, low[name], truth[name], name, factor=4.0)
 
 
 def test_names_are_those_of_published_checkpoints() -> None:

@@ -7,9 +7,11 @@ import csv
 import json
 import statistics
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+from lightning.pytorch.callbacks import Timer
 from rich.console import Console
 from rich.table import Table
 from skelops.methods.commands.eval import compare, write_results
@@ -88,9 +90,11 @@ def _table(rows: dict[str, Evaluation], times: dict[str, float], title: str) -> 
 
 
 def train(cli: TrainCLI, seconds: float, step: float) -> int:
-    """Trains for as many epochs as fit; returns their number."""
+    """Trains for as many epochs as fit; returns their number. A machine that slows down stops earlier."""
     epochs = int(seconds / (step * len(cli.datamodule.train_dataloader())))
     cli.trainer.fit_loop.max_epochs = max(1, min(MAX_EPOCHS, epochs))
+    timer = Timer(timedelta(seconds=1.15 * seconds), interval="epoch", verbose=False)
+    cli.trainer.callbacks.append(timer)
     cli.fit()
     return cli.trainer.current_epoch
 
