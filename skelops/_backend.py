@@ -11,10 +11,16 @@ from typing import NamedTuple
 
 import torch
 
-from skelops import _native
+from skelops import _native, _triton
 
 #: Backends in order of preference, per device type.
 BACKENDS = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+#: Floating-point dtypes that the kernels of a backend take; a call with any other runs on the reference.
+DTYPES = {
+    "cpu": (torch.float32, torch.bfloat16),
+    "cuda": (torch.float32, torch.bfloat16, torch.float16),
+    "triton": (torch.float32, torch.bfloat16, torch.float16),
+}
 NAMES = ("auto", "reference", "cpu", "triton", "cuda")
 
 _forced = "auto"
@@ -28,57 +34,63 @@ class Choice(NamedTuple):
     reasons: dict[str, str]
 
 
-def unavailable(backend: str, op: str, dtypes: tuple[torch.dtype, ...], dtype: torch.dtype) -> str | None:
-    """Why ``backend`` cannot serve ``op`` at ``dtype`` on this machine; None where it can."""
+def unavailable(backend: str, package: str, op: str, device: str, dtype: torch.dtype) -> str | None:
+    """Why ``backend`` cannot serve ``op`` on a device type at ``dtype`` on this machine; None where it can."""
     if backend == "reference":
         return None
-    if backend == "cpu":
-        if _native.missing:
-            return _native.missing
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"skelops_cpu::{op}", "CPU"):
-            return f"no CPU kernel of {op} in the native library; {_native.BUILD_HINT}"
-        if dtype not in dtypes:
-            return f"the CPU kernel takes {', '.join(str(d).removeprefix('torch.') for d in dtypes)}; got {dtype}"
-        return None
-    return f"{op} has no {backend} kernel"
+    if backend == "triton":
+        if not _triton.runs_on(device):
+            return f"it does not run on {device}"
+        if reason := _triton.missing():
+            return reason
+        if _triton.find(package, op) is None:
+            return f"{op} has no Triton kernel"
+    else:
+        if device != backend:
+            return f"it does not run on {device}"
+        if reason := _native.missing[backend]:
+            return reason
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"skelops_{backend}::{op}", backend.upper()):
+            return f"{op} has no {backend.upper()} kernel"
+    if dtype not in DTYPES[backend]:
+        return f"it takes {', '.join(str(d).removeprefix('torch.') for d in DTYPES[backend])}; got {dtype}"
+    return None
 
 
 @cache
-def choose(op: str, device: str, dtypes: tuple[torch.dtype, ...], dtype: torch.dtype, forced: str = "auto") -> Choice:
+def choose(package: str, op: str, device: str, dtype: torch.dtype, forced: str = "auto") -> Choice:
     """The backend for one op, device type and dtype, with the reasons against those that were preferred.
 
     Args:
+        package: package of the op, such as ``skelops.ops.graph_conv``.
         op: name of the dispatcher op, without namespace.
         device: device type ("cpu", "cuda", ...); an unknown one is served by the reference.
-        dtypes: what the compiled kernel takes.
         dtype: what the call brings.
         forced: a backend to insist on, or "auto".
 
     Raises:
         RuntimeError: ``forced`` names a backend that cannot serve the call.
     """
-    candidates = BACKENDS.get(device, ("reference",))
     if forced != "auto":
-        reason = unavailable(forced, op, dtypes, dtype) if forced in candidates else f"it does not run on {device}"
-        if reason:
+        if reason := unavailable(forced, package, op, device, dtype):
             raise RuntimeError(f"skelops.backend({forced!r}): {op}: {reason}")
         return Choice(forced, {})
     reasons: dict[str, str] = {}
-    for backend in candidates:
-        reason = unavailable(backend, op, dtypes, dtype)
+    for backend in BACKENDS.get(device, ("reference",)):
+        reason = unavailable(backend, package, op, device, dtype)
         if reason is None:
             return Choice(backend, reasons)
         reasons[backend] = reason
     raise AssertionError("the reference serves everything")
 
 
-def resolve(op: str, device: str, dtypes: tuple[torch.dtype, ...], dtype: torch.dtype) -> str:
+def resolve(package: str, op: str, device: str, dtype: torch.dtype) -> str:
     """`choose` for a call that is about to run: tells once, or refuses, when a kernel that should be there is missing.
 
     A dtype that no kernel takes (float64) runs on the reference by design and is not reported.
     """
-    choice = choose(op, device, dtypes, dtype, _forced)
-    if choice.backend == "reference" and choice.reasons and dtype in dtypes:
+    choice = choose(package, op, device, dtype, _forced)
+    if choice.backend == "reference" and any(dtype in DTYPES[backend] for backend in choice.reasons):
         reason = next(iter(choice.reasons.values()))
         if os.environ.get("SKELOPS_REQUIRE_NATIVE") == "1":
             raise RuntimeError(f"SKELOPS_REQUIRE_NATIVE=1: {op} on {device} would run on the reference: {reason}")

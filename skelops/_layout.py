@@ -17,3 +17,9 @@ def empty_map(x: torch.Tensor, shape: Sequence[int], channels_last: bool) -> tor
     if not channels_last:
         return x.new_empty(shape)  # half the time of torch.empty
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def kernel_map(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """A (B, C, T, V) map in one of the two formats (any other is copied), and whether it is channels_last."""
+    channels_last = is_channels_last(x)
+    return (x if channels_last else x.contiguous()), channels_last

@@ -21,19 +21,22 @@ def _report(part: str) -> str:
     return "it was built, but its file is gone" if reason == "built" else str(reason).splitlines()[0]
 
 
-def _load() -> str | None:
-    library = FOLDER / "libskelops_cpu.so"
+def _load(backend: str) -> str | None:
+    name = f"libskelops_{backend}"
+    library = FOLDER / f"{name}.so"
     if not library.exists():
-        return f"native CPU kernels are not built ({_report('libskelops_cpu')}); {BUILD_HINT}"
+        return f"native {backend.upper()} kernels are not built ({_report(name)}); {BUILD_HINT}"
+    if backend == "cuda" and torch.version.cuda is None:
+        return f"native CUDA kernels need a CUDA build of torch; this is {torch.__version__}"
     try:
         torch.ops.load_library(library)
     except OSError as error:
-        return f"native CPU kernels do not load ({str(error).splitlines()[0]}); {BUILD_HINT}"
+        return f"native {backend.upper()} kernels do not load ({str(error).splitlines()[0]}); {BUILD_HINT}"
     return None
 
 
-#: Why the CPU kernels are missing, in one line; None where they are loaded.
-missing: str | None = _load()
+#: Why the kernels of a backend are missing, in one line; None where they are loaded.
+missing: dict[str, str | None] = {backend: _load(backend) for backend in ("cpu", "cuda")}
 
 
 def instruction_set() -> str | None:
@@ -41,4 +44,4 @@ def instruction_set() -> str | None:
 
     The environment variable SKELOPS_CPU_LEVEL (portable, avx2, avx512) lowers it.
     """
-    return None if missing else LEVELS[torch.ops.skelops_cpu.instruction_set()]
+    return None if missing["cpu"] else LEVELS[torch.ops.skelops_cpu.instruction_set()]

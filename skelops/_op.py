@@ -6,8 +6,8 @@
 
 The public functions check their arguments and call the op. torch.compile, autograd, autocast and fake tensors see
 ``skelops::squeeze_pool``; at run time it asks `skelops._backend` which backend serves the call. A compiled backend is
-an op of the same name in a namespace of its own (``skelops_cpu``) that fills outputs allocated here: kernels never
-allocate results, and every backend returns the same strides.
+an op of the same name in a namespace of its own (``skelops_cpu``, ``skelops_cuda``), Triton a function of that name;
+both fill outputs allocated here: kernels never allocate results, and every backend returns the same strides.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ import torch
 from torch.autograd import forward_ad
 from torch.library import Library
 
-from skelops import _backend
+from skelops import _backend, _triton
 
 LIBRARY = Library("skelops", "DEF")
-NATIVE = Library("skelops_cpu", "FRAGMENT")
+NATIVE = {name: Library(f"skelops_{name}", "FRAGMENT") for name in ("cpu", "cuda")}
 REGISTRY: dict[str, Op] = {}
 # The public class looks for torch.func's transforms at every call; `_route` has done so already.
 _Function: Any = getattr(torch.autograd.function, "_SingleLevelFunction", torch.autograd.Function)
 
 LISTS = (list, tuple)
 PLAIN = (torch.Tensor, torch.nn.Parameter)
-FLOAT_DTYPES = (torch.float32, torch.bfloat16)
+COMMON_DTYPES = (torch.float32, torch.bfloat16)
 
 
-def _deciding_tensor(args: tuple[Any, ...], dtypes: tuple[torch.dtype, ...]) -> torch.Tensor:
-    """The first floating-point tensor that kernels do not take; the first of all where they take every one."""
+def _deciding_tensor(args: tuple[Any, ...]) -> torch.Tensor:
+    """The first floating-point tensor that not every kernel takes; the first of all where they take every one."""
     first = None
     for arg in args:
         for tensor in arg if isinstance(arg, LISTS) else (arg,):
             if not isinstance(tensor, torch.Tensor):
                 continue
-            if tensor.dtype in dtypes:
+            if tensor.dtype in COMMON_DTYPES:
                 first = tensor if first is None else first
             elif tensor.is_floating_point():
                 return tensor
@@ -84,7 +84,6 @@ class Op:
             annotates them (``Tensor(a!) queue``) and returns ``()``.
         reference: the definition of the op in eager PyTorch, clean in float64.
         outputs: allocates the results (also the fake implementation); None for an op that writes into its arguments.
-        dtypes: floating-point dtypes that compiled kernels take; a call with any other runs on the reference.
         eager_wins: says of a call's arguments whether PyTorch's own kernels were measured to be faster there; the
             reference then serves it (unless a backend is forced).
     """
@@ -95,19 +94,23 @@ class Op:
         *,
         reference: Callable[..., Any],
         outputs: Callable[..., Any] | None,
-        dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES,
         eager_wins: Callable[..., bool] | None = None,
     ) -> None:
         self.name, arguments = schema.split("(", 1)
-        self.reference, self.outputs, self.dtypes, self.eager_wins = reference, outputs, dtypes, eager_wins
+        self.reference, self.outputs, self.eager_wins = reference, outputs, eager_wins
+        #: The package of the op, whose ``triton`` module holds its Triton kernels.
+        self.package = reference.__module__.rpartition(".")[0]
         LIBRARY.define(schema)
         arguments = arguments.rsplit("->", 1)[0].strip().removesuffix(")")
-        NATIVE.define(f"{self.name}({arguments}{', Tensor(z!)[] outputs' if outputs else ''}) -> ()")
+        for library in NATIVE.values():
+            library.define(f"{self.name}({arguments}{', Tensor(z!)[] outputs' if outputs else ''}) -> ()")
         LIBRARY.impl(self.name, self._run, "CompositeExplicitAutograd")
         fake = outputs or (lambda *args: None)
         torch.library.register_fake(f"skelops::{self.name}", fake, lib=LIBRARY)
         self._overload = getattr(torch.ops.skelops, self.name).default
-        self._native = getattr(torch.ops.skelops_cpu, self.name).default
+        self._kernels: dict[str, Callable[..., None]] = {
+            name: getattr(getattr(torch.ops, f"skelops_{name}"), self.name).default for name in NATIVE
+        }
         self._function: Any = None
         written = (a.alias_info is not None and a.alias_info.is_write for a in self._overload._schema.arguments)
         self._written = [i for i, is_written in enumerate(written) if is_written]
@@ -122,13 +125,13 @@ class Op:
         return self._overload(*args)
 
     def _run(self, *args: Any) -> Any:
-        tensor = _deciding_tensor(args, self.dtypes)
-        backend = _backend.resolve(self.name, tensor.device.type, self.dtypes, tensor.dtype)
+        tensor = _deciding_tensor(args)
+        backend = _backend.resolve(self.package, self.name, tensor.device.type, tensor.dtype)
         if self.outputs is None:
             if backend == "reference":
                 self.reference(*args)
                 return None
-            self._native(*args)
+            self._kernel(backend)(*args)
             # Kernels write behind autograd's back; a saved tensor that was overwritten must not go unnoticed.
             for i in self._written:
                 written = args[i] if isinstance(args[i], LISTS) else (args[i],)
@@ -144,8 +147,14 @@ class Op:
             # The reference computes in whatever layout comes; what was promised to the compiler is returned.
             flat = [r if r.stride() == o.stride() else o.copy_(r) for r, o in zip(results, flat, strict=True)]
         else:
-            self._native(*args, flat)
+            self._kernel(backend)(*args, flat)
         return flat[0] if isinstance(outputs, torch.Tensor) else tuple(flat)
+
+    def _kernel(self, backend: str) -> Callable[..., None]:
+        kernel = self._kernels.get(backend) or _triton.find(self.package, self.name)
+        assert kernel is not None, "a backend without a kernel was chosen"
+        self._kernels[backend] = kernel
+        return kernel
 
     def differentiable(self, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
         """Registers the gradient, as torch.library.register_autograd does."""

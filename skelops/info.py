@@ -8,14 +8,19 @@ import platform
 import torch
 
 import skelops
-from skelops import _backend, _native
+from skelops import _backend, _native, _triton
 from skelops._op import REGISTRY, Op
 
 
 def versions() -> dict[str, str | None]:
     """Versions of skelops and of what it runs on; None for what is not installed."""
-    found: dict[str, str | None] = {"skelops": skelops.__version__, "python": platform.python_version()}
-    for name in ("torch", "triton", "numpy"):
+    # torch's own version names the CUDA that it was built with; its package's need not.
+    found: dict[str, str | None] = {
+        "skelops": skelops.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+    }
+    for name in ("triton", "numpy"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -46,7 +51,7 @@ def _op_lines(op: Op) -> list[str]:
     """The backend per device type in float32, and under it why those that are preferred do not serve."""
     lines = []
     for device in _backend.BACKENDS:
-        backend, reasons = _backend.choose(op.name, device, op.dtypes, torch.float32)
+        backend, reasons = _backend.choose(op.package, op.name, device, torch.float32)
         why = "; ".join(f"not {name}: {reason}" for name, reason in reasons.items())
         lines.append(f"  {op.name:<28} {device:<5} {backend:<10} {why}".rstrip())
     return lines
@@ -57,7 +62,9 @@ def report() -> str:
     installed = "  ".join(f"{name} {version or 'not installed'}" for name, version in versions().items())
     lines = [installed, "", "devices"]
     lines += [f"  {name:<8} {description}" for name, description in devices().items()]
-    lines += ["", f"native CPU kernels: {_native.missing or f'loaded, {_native.instruction_set()}'}"]
+    lines += ["", f"native CPU kernels: {_native.missing['cpu'] or f'loaded, {_native.instruction_set()}'}"]
+    lines += [f"native CUDA kernels: {_native.missing['cuda'] or 'loaded'}"]
+    lines += [f"Triton kernels: {_triton.missing() or 'installed'}"]
     lines += ["", "ops               (name, device, backend that serves float32)"]
     for name in sorted(REGISTRY):
         lines += _op_lines(REGISTRY[name])

@@ -13,6 +13,18 @@ import torch
 from torch import Tensor
 from torch._functorch import config as functorch_config
 
+import skelops
+from skelops import _backend
+from skelops._op import REGISTRY
+
+#: Ops whose Triton kernels multiply matrices.
+DOTS = ("graph_conv", "queue_attention", "info_nce")
+
+# Without a GPU, Triton kernels run in its interpreter; it must know before it is imported.
+GPU = torch.cuda.is_available()
+if not GPU:
+    os.environ["TRITON_INTERPRET"] = "1"
+
 # This cache of torch.compile does not know the gradients of our ops: it would test those of an earlier version.
 functorch_config.enable_autograd_cache = False
 
@@ -27,6 +39,46 @@ def poisoned_memory() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(before[0])
     torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="device of the tensors of every test: cpu or cuda")
+
+
+@pytest.fixture(autouse=True)
+def default_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """``pytest --device cuda`` runs the tests of the ops on the GPU."""
+    device = request.config.getoption("--device")
+    if device != "cpu" and request.node.get_closest_marker("cpu"):
+        pytest.skip("about the CPU backend")
+    with torch.device(device):
+        yield
+
+
+def why_not(request: pytest.FixtureRequest, backend: str) -> str | None:
+    """Why a test of the op that the file is named after cannot run on a backend; None where it can."""
+    name = request.node.path.stem.removeprefix("test_")
+    op = REGISTRY.get(name) or REGISTRY[f"{name}_"]
+    device = "cpu" if backend == "cpu" or not GPU else "cuda"
+    dtypes = [value for value in request.node.callspec.params.values() if isinstance(value, torch.dtype)]
+    for dtype in dtypes or [torch.float32]:
+        if reason := _backend.unavailable(backend, op.package, op.name, device, dtype):
+            return reason
+        if device == "cpu" and backend == "triton" and dtype == torch.bfloat16 and name in DOTS:
+            return "Triton's interpreter multiplies bfloat16 matrices wrongly"
+    return None
+
+
+@pytest.fixture(params=["cpu", "triton", pytest.param("cuda", marks=pytest.mark.gpu)])
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a test on every backend that has kernels of the op: Triton's in the interpreter where there is no GPU."""
+    backend = request.param
+    if backend == "cpu" and request.config.getoption("--device") != "cpu":
+        pytest.skip("about the CPU backend")
+    if reason := why_not(request, backend):
+        pytest.skip(f"{backend}: {reason}")
+    with skelops.backend(backend), torch.device("cuda" if GPU and backend != "cpu" else "cpu"):
+        yield backend
 
 
 def assert_no_worse(result: Tensor, eager: Tensor, truth: Tensor, what: str = "", factor: float = 2.0) -> None:
@@ -56,7 +108,7 @@ def run_with_gradients(
         leaves[i].requires_grad_()
     outputs = flatten(function(*leaves))
     generator = torch.Generator().manual_seed(1)
-    upstream = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in outputs]
+    upstream = [torch.randn(o.shape, generator=generator, dtype=torch.float64, device="cpu").to(o) for o in outputs]
     wanted = [leaves[i] for i in differentiable]
     differentiable_outputs = [(o, g) for o, g in zip(outputs, upstream, strict=True) if o.requires_grad]
     gradients = torch.autograd.grad(

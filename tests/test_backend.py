@@ -12,7 +12,7 @@ import torch
 
 import skelops
 from skelops import _backend, _native
-from skelops._op import FLOAT_DTYPES, REGISTRY
+from skelops._op import REGISTRY
 
 F32 = torch.float32
 
@@ -25,7 +25,7 @@ def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def without_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native, "missing", "native CPU kernels are not built (no compiler)")
+    monkeypatch.setitem(_native.missing, "cpu", "native CPU kernels are not built (no compiler)")
     monkeypatch.setattr(_backend, "_warned", set())
     _backend.choose.cache_clear()
     yield
@@ -34,17 +34,17 @@ def without_native(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("op", sorted(REGISTRY))
 def test_every_op_has_a_cpu_kernel(op: str) -> None:
-    assert _backend.choose(op, "cpu", FLOAT_DTYPES, F32) == _backend.Choice("cpu", {})
+    assert _backend.choose(REGISTRY[op].package, op, "cpu", F32) == _backend.Choice("cpu", {})
 
 
 def test_float64_runs_on_the_reference_and_says_why() -> None:
-    choice = _backend.choose("graph_conv", "cpu", FLOAT_DTYPES, torch.float64)
+    choice = _backend.choose("skelops.ops.graph_conv", "graph_conv", "cpu", torch.float64)
     assert choice.backend == "reference"
-    assert choice.reasons == {"cpu": "the CPU kernel takes float32, bfloat16; got torch.float64"}
+    assert choice.reasons == {"cpu": "it takes float32, bfloat16; got torch.float64"}
 
 
 def test_an_unknown_device_is_served_by_the_reference() -> None:
-    assert _backend.choose("graph_conv", "mps", FLOAT_DTYPES, F32).backend == "reference"
+    assert _backend.choose("skelops.ops.graph_conv", "graph_conv", "mps", F32).backend == "reference"
 
 
 def test_backend_forces_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_backend_is_restored_after_an_error() -> None:
 def test_unknown_and_unfit_backends() -> None:
     with pytest.raises(ValueError, match="expected one of auto, reference, cpu, triton, cuda, got 'gpu'"):
         skelops.backend("gpu").__enter__()
-    with skelops.backend("triton"), pytest.raises(RuntimeError, match="squeeze_pool: it does not run on cpu"):
+    with skelops.backend("cuda"), pytest.raises(RuntimeError, match="squeeze_pool: it does not run on cpu"):
         skelops.squeeze_pool(torch.randn(2, 3, 4, 25))
     with skelops.backend("cpu"), pytest.raises(RuntimeError, match="takes float32, bfloat16; got torch.float64"):
         skelops.squeeze_pool(torch.randn(2, 3, 4, 25).double())

@@ -84,7 +84,7 @@ def _table(rows: dict[str, Evaluation], times: dict[str, float], title: str) -> 
     table = accuracy_table(title, rows)
     table.add_section()
     speedup = times["reference"] / times["auto"]
-    fused = f"{times['auto']:.2f} s ({speedup:.2f}x)" if not _native.missing else "not built"
+    fused = f"{times['auto']:.2f} s ({speedup:.2f}x)" if not _native.missing["cpu"] else "not built"
     table.add_row("training step", f"eager {times['reference']:.2f} s", f"fused {fused}")
     return table
 
@@ -118,7 +118,7 @@ def main(data: str | None, out: str, minutes: float) -> None:
     epochs = train(cli, TRAINING_SHARE * 60 * minutes, min(measured["auto"]))
     rows = compare(cli.model.framework.encoder_q, cli.datamodule, LinearProbe(), (1, 10, 20))
     plot_curves(folder / "loss_curve.png", _loss_curves(cli.folder / "metrics.csv"), f"SkeleMixCLR on the {name} set")
-    step = {"eager_s": times["reference"], "fused_s": times["auto"], "native": _native.missing or "loaded"}
+    step = {"eager_s": times["reference"], "fused_s": times["auto"], "native": _native.missing["cpu"] or "loaded"}
     total = time.perf_counter() - start
     write_results(
         folder, rows, cli.datamodule, command="skelops demo", epochs=epochs, training_step=step, seconds=round(total, 1)

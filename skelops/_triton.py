@@ -1,0 +1,150 @@
+"""Launching Triton kernels: tile choices as data, the tensor's own device, the precision of dots.
+
+Kernels live in ``skelops/ops/NAME/triton.py``, which is imported at the first call that needs it: a CPU build of torch
+brings no Triton. There the function NAME takes the arguments of the op and the list of its outputs, and launches.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+Tile = dict[str, int]
+
+
+class Launch(NamedTuple):
+    """What a launch would have run: a kernel, its positional arguments, and its compile-time ones."""
+
+    kernel: Any
+    args: tuple[Any, ...]
+    meta: dict[str, Any]
+
+
+#: Takes launches instead of a device while `recording`; and the tiles that it was told to take.
+_recorded: list[Launch] | None = None
+_chosen: dict[str, Tile] = {}
+_architecture = "default"
+
+
+def missing() -> str | None:
+    """Why Triton kernels cannot run anywhere on this machine, in one line; None where they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install 'skelops[triton]'"
+    return None
+
+
+def runs_on(device: str) -> bool:
+    """Whether Triton kernels take tensors of a device type: CUDA's, or any under Triton's interpreter."""
+    return device == "cuda" or interpreted() or _recorded is not None
+
+
+def interpreted() -> bool:
+    """Whether TRITON_INTERPRET=1 makes kernels run in Python on the CPU, for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def find(package: str, op: str) -> Callable[..., None] | None:
+    """The function that launches the kernels of an op, or None where it has none."""
+    if importlib.util.find_spec(f"{package}.triton") is None:
+        return None
+    return getattr(importlib.import_module(f"{package}.triton"), op, None)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any, **meta: Any) -> None:
+    """``kernel[grid](*args, **meta)`` on ``device``; nothing where the grid is empty."""
+    if 0 in grid:
+        return
+    if _recorded is not None:
+        _recorded.append(Launch(kernel, args, meta))
+    elif device.type != "cuda" or device.index == torch.cuda.current_device():
+        kernel[grid](*args, **meta)
+    else:
+        # Triton launches on the current device, which need not be the tensor's.
+        with torch.cuda.device(device):
+            kernel[grid](*args, **meta)
+
+
+@contextmanager
+def recording(architecture: str, chosen: dict[str, Tile]) -> Iterator[list[Launch]]:
+    """Collects launches instead of running them, with the tiles of an architecture or the ones given by kernel name."""
+    global _recorded, _chosen, _architecture
+    before, (_recorded, _chosen, _architecture) = (_recorded, _chosen, _architecture), ([], chosen, architecture)
+    tile.cache_clear()
+    try:
+        yield _recorded
+    finally:
+        _recorded, _chosen, _architecture = before
+        tile.cache_clear()
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """``input_precision`` of ``tl.dot``: for float32 IEEE, or TF32 where torch's own matmul precision allows it."""
+    allowed = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if allowed else "ieee"
+
+
+def user_table() -> Path:
+    """Where ``skelops tune`` writes its choices; they go before those of the package.
+
+    The environment variable SKELOPS_TILES names another file.
+    """
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("SKELOPS_TILES") or cache_home / "skelops" / "tiles.json")
+
+
+@cache
+def table() -> dict[str, dict[str, dict[str, Tile]]]:
+    """The tiles of all kernels: kernel -> architecture ("sm_90", or "default") -> case (or "default") -> tile.
+
+    Raises:
+        ValueError: the user's table is broken; names the file.
+    """
+    shipped: dict[str, dict[str, dict[str, Tile]]] = {}
+    for file in sorted((Path(__file__).parent / "ops").glob("*/tiles.json")):
+        shipped.update(json.loads(file.read_text()))
+    path = user_table()
+    if path.exists():
+        try:
+            tuned = json.loads(path.read_text())
+            for kernel in shipped.keys() & tuned.keys():
+                for architecture, cases in tuned[kernel].items():
+                    shipped[kernel].setdefault(architecture, {}).update(cases)
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path}: not a table of tiles ({error}); delete it or run skelops tune again") from error
+    return shipped
+
+
+@cache
+def architecture(device: torch.device) -> str:
+    """ "sm_90" and the like; "default" where kernels are interpreted."""
+    if device.type != "cuda":
+        return _architecture
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+@cache
+def tile(kernel: str, device: torch.device, case: str = "default") -> Tile:
+    """The tile of a kernel: that of the device's architecture before the default one, the case before its default.
+
+    A tile holds the kernel's block sizes by name, ``num_warps`` and ``num_stages``; pass it as ``**tile(...)``.
+    """
+    if kernel in _chosen:
+        return _chosen[kernel]
+    cases = table()[kernel]
+    here = _architecture if _recorded is not None else architecture(device)
+    for name in (here, "default"):
+        for key in (case, "default"):
+            if key in cases.get(name, {}):
+                return cases[name][key]
+    raise KeyError(f"tiles.json: {kernel} has no default tile")
