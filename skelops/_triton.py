@@ -148,3 +148,17 @@ def tile(kernel: str, device: torch.device, case: str = "default") -> Tile:
             if key in cases.get(name, {}):
                 return cases[name][key]
     raise KeyError(f"tiles.json: {kernel} has no default tile")
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU; a few where kernels are interpreted."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def splits(device: torch.device, items: int, programs: int) -> int:
+    """Into how many shares a reduction over ``items`` is cut, so that ``programs`` times that many fill the GPU.
+
+    At least 1, so that an empty reduction still writes its zeros.
+    """
+    return max(1, min(items, 4 * processors(device) // max(programs, 1)))
