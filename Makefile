@@ -32,7 +32,7 @@ $(VENV)/torch-$(TORCH):
 
 $(VENV)/packages: pyproject.toml .ci/constraints.txt $(VENV)/torch-$(TORCH)
 	$(PIP) install -q -c .ci/constraints.txt setuptools ninja pybind11
-	$(PIP) install -q -c .ci/constraints.txt --no-build-isolation -e '.[train,bench,dev]'
+	$(PIP) install -q -c .ci/constraints.txt --no-build-isolation -e '.[triton,train,bench,dev]'
 	touch $@
 
 $(VENV)/native: $(VENV)/packages setup.py $(SOURCES)

@@ -9,42 +9,42 @@ import torch
 from torch import Tensor
 
 import skelops
-from benchmarks.case import Case, Work
+from benchmarks.case import GPU_DTYPES, Case, Work
 
 MOMENTUM = 0.999
 
 
-def loop(targets: list[Tensor], sources: list[Tensor]) -> Tensor:
+def loop(targets: list[Tensor], sources: list[Tensor]) -> tuple[Tensor, ...]:
     with torch.no_grad():
         for target, source in zip(targets, sources, strict=True):
             target.copy_(target * MOMENTUM + source * (1 - MOMENTUM))
-    return targets[0]
+    return tuple(targets)
 
 
-def foreach(targets: list[Tensor], sources: list[Tensor]) -> Tensor:
+def foreach(targets: list[Tensor], sources: list[Tensor]) -> tuple[Tensor, ...]:
     with torch.no_grad():
         torch._foreach_lerp_(targets, sources, 1 - MOMENTUM)
-    return targets[0]
+    return tuple(targets)
 
 
-def fused(targets: list[Tensor], sources: list[Tensor]) -> Tensor:
+def fused(targets: list[Tensor], sources: list[Tensor]) -> tuple[Tensor, ...]:
     skelops.ema_update_(targets, sources, MOMENTUM)
-    return targets[0]
+    return tuple(targets)
 
 
-def case(name: str, shapes: list[tuple[int, ...]], headline: bool = False) -> Case:
+def case(name: str, shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float32, headline: bool = False) -> Case:
     def inputs() -> tuple[Any, ...]:
-        return [torch.randn(s) for s in shapes], [torch.randn(s) for s in shapes]
+        return tuple([torch.randn(s).to(dtype) for s in shapes] for _ in range(2))
 
     elements = sum(torch.Size(s).numel() for s in shapes)
     return Case(
         op="ema_update_",
         name=name,
-        dtype=torch.float32,
+        dtype=dtype,
         inputs=inputs,
         skelops=fused,
         eager=loop,
-        forward=Work(12.0 * elements, 3.0 * elements),
+        forward=Work(3.0 * dtype.itemsize * elements, 3.0 * elements),
         others={"foreach_lerp": foreach},
         headline=headline,
     )
@@ -71,8 +71,15 @@ def st_gcn(width: int) -> list[tuple[int, ...]]:
     return shapes
 
 
-def cases() -> Iterator[Case]:
-    yield case("ST-GCN width=64", st_gcn(64), headline=True)
-    yield case("ST-GCN width=16", st_gcn(16))
-    yield case("one tensor of 16 M", [(1 << 24,)])
-    yield case("300 tensors of 64", [(64,)] * 300)
+def cases(device: str = "cpu") -> Iterator[Case]:
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        "ST-GCN width=64": st_gcn(64),
+        "ST-GCN width=16": st_gcn(16),
+        "one tensor of 16 M": [(1 << 24,)],
+        "300 tensors of 64": [(64,)] * 300,
+    }
+    if device == "cuda":
+        shapes |= {"ST-GCN width=128": st_gcn(128), "one tensor of 256 M": [(1 << 28,)]}
+    for dtype in GPU_DTYPES if device == "cuda" else (torch.float32,):
+        for name, sizes in shapes.items():
+            yield case(name, sizes, dtype, headline=name == "ST-GCN width=64" and dtype == torch.float32)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 import skelops
-from benchmarks.case import Case, Work
+from benchmarks.case import GPU_DTYPES, Case, Work
 from skelops.graphs import adjacency
 
 
@@ -68,8 +68,22 @@ def case(B: int, C: int, O: int, T: int, V: int, kind: str, dtype: torch.dtype, 
     )
 
 
-def cases() -> Iterator[Case]:
+def cases(device: str = "cpu") -> Iterator[Case]:
     make: Callable[..., Any] = case
+    if device == "cuda":
+        for dtype in GPU_DTYPES:
+            yield make(256, 64, 64, 64, 25, "skeleton", dtype, headline=True)
+            yield make(256, 64, 64, 64, 25, "dense", dtype)
+            yield make(256, 64, 64, 64, 25, "channels_last", dtype, headline=dtype == torch.bfloat16)
+            yield make(256, 64, 64, 64, 25, "per-sample", dtype, headline=dtype == torch.bfloat16)
+            yield make(256, 128, 128, 32, 25, "skeleton", dtype, headline=dtype == torch.bfloat16)
+            yield make(256, 256, 256, 16, 25, "skeleton", dtype, headline=dtype == torch.bfloat16)
+            yield make(256, 3, 64, 64, 25, "skeleton", dtype)
+            yield make(256, 16, 16, 64, 25, "skeleton", dtype)
+            yield make(128, 64, 64, 300, 25, "skeleton", dtype)
+            yield make(32, 128, 128, 25, 20, "skeleton", dtype)
+            yield make(64, 64, 64, 32, 50, "dense", dtype)
+        return
     for dtype in (torch.float32, torch.bfloat16):
         yield make(64, 64, 64, 50, 25, "skeleton", dtype, headline=True)
         yield make(64, 64, 64, 50, 25, "dense", dtype, headline=dtype == torch.float32)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import skelops
-from benchmarks.case import Case, Work
+from benchmarks.case import GPU_DTYPES, Case, Work
 
 
 def by_mask(x: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
@@ -58,7 +58,20 @@ def case(B: int, C: int, T: int, V: int, form: str, layout: str, dtype: torch.dt
     )
 
 
-def cases() -> Iterator[Case]:
+def cases(device: str = "cpu") -> Iterator[Case]:
+    if device == "cuda":
+        for dtype in GPU_DTYPES:
+            for layout in ("contiguous_format", "channels_last"):
+                contiguous = layout == "contiguous_format"
+                yield case(256, 64, 50, 25, "shared", layout, dtype, headline=True)
+                yield case(256, 256, 16, 25, "shared", layout, dtype, headline=contiguous)
+                yield case(256, 256, 16, 25, "clips", layout, dtype)
+                yield case(256, 256, 16, 25, "channels", layout, dtype, headline=contiguous)
+                yield case(256, 3, 300, 25, "shared", layout, dtype)
+                yield case(64, 64, 300, 25, "clips", layout, dtype)
+                yield case(64, 128, 75, 17, "channels", layout, dtype)
+                yield case(1, 256, 300, 25, "shared", layout, dtype)
+        return
     for dtype in (torch.float32, torch.bfloat16):
         single = dtype == torch.float32
         for layout in ("contiguous_format", "channels_last"):

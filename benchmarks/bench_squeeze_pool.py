@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import skelops
-from benchmarks.case import Case, Work
+from benchmarks.case import GPU_DTYPES, Case, Work
 
 
 def eager(x: Tensor) -> tuple[Tensor, ...]:
@@ -36,7 +36,18 @@ def case(B: int, C: int, T: int, V: int, layout: str, dtype: torch.dtype, headli
     )
 
 
-def cases() -> Iterator[Case]:
+def cases(device: str = "cpu") -> Iterator[Case]:
+    if device == "cuda":
+        for dtype in GPU_DTYPES:
+            for layout in ("contiguous_format", "channels_last"):
+                yield case(256, 64, 50, 25, layout, dtype, headline=True)
+                yield case(256, 256, 16, 25, layout, dtype, headline=layout == "contiguous_format")
+                yield case(256, 128, 32, 25, layout, dtype)
+                yield case(256, 3, 300, 25, layout, dtype)
+                yield case(64, 64, 300, 25, layout, dtype)
+                yield case(64, 128, 75, 17, layout, dtype)
+                yield case(1, 256, 300, 25, layout, dtype)
+        return
     for dtype in (torch.float32, torch.bfloat16):
         for layout in ("contiguous_format", "channels_last"):
             yield case(256, 64, 50, 25, layout, dtype, headline=dtype == torch.float32)

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: Dtypes of the cases for a GPU.
+GPU_DTYPES = (torch.float32, torch.bfloat16)
+
 
 @dataclass(frozen=True)
 class Work:
@@ -26,7 +29,7 @@ class Case:
         op: name of the op.
         name: the shape and form, as words: ``"B=64 C=64 T=50 V=25"``.
         dtype: dtype of the inputs.
-        inputs: makes the arguments; what trains has ``requires_grad``.
+        inputs: makes the arguments on torch's default device; what trains has ``requires_grad``.
         skelops: the fused op on these arguments; returns the tensors that backward starts from.
         eager: the same in the usual style of the field, differentiated by autograd. It is also what torch.compile gets.
         forward: work of the forward pass.

@@ -1,4 +1,4 @@
-"""Measuring: interleaved medians in one process, peak memory, and the rates that floors are made of."""
+"""Measuring: interleaved medians in one process, the rates that floors are made of, and a CPU's times and memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import random
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +17,167 @@ import torch
 from torch import Tensor
 
 from benchmarks.case import Case, Work
+from skelops import _native
+from skelops.info import processor
 
 Run = Callable[[], Any]
+#: Seconds of one run.
+Clock = Callable[[Run], float]
 
 
-def medians(runs: dict[str, Run], seconds: float) -> dict[str, float]:
+def wall(run: Run) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def medians(runs: dict[str, Run], seconds: float, clock: Clock = wall, least: int = 7) -> dict[str, float]:
     """Median milliseconds of each, run in turns, so that whatever else the machine does hits all alike.
 
     The order is drawn anew each round: a run finds in the caches what the one before it left. Every run gets the same
-    number of rounds: what ``seconds`` allow, at least 7 and at most 200.
+    number of rounds: what ``seconds`` allow, at least ``least`` and at most 200.
     """
     for run in runs.values():
         run()
     start = time.perf_counter()
     for run in runs.values():
-        run()
-    rounds = int(min(200, max(7, seconds / max(time.perf_counter() - start, 1e-9))))
+        clock(run)
+    rounds = int(min(200, max(least, seconds / max(time.perf_counter() - start, 1e-9))))
     times: dict[str, list[float]] = {name: [] for name in runs}
     order, generator = list(runs), random.Random(0)
     for _ in range(rounds):
         generator.shuffle(order)
         for name in order:
-            start = time.perf_counter()
-            runs[name]()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock(runs[name]))
     return {name: statistics.median(values) * 1e3 for name, values in times.items()}
+
+
+def precision(dtype: torch.dtype) -> str:
+    """What matrix products of a dtype are computed in: its name, or "tf32" for float32 where torch is set to that."""
+    tf32 = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if tf32 else str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Measured rates of a machine: bytes per second of a copy, FLOP per second of a matrix product by precision."""
+
+    bandwidth: float
+    matmul: dict[str, float]
+
+    def floor_ms(self, work: Work, dtype: torch.dtype) -> float:
+        """The time of the bytes at the speed of a copy, or of the FLOP at that of a matrix product."""
+        return max(work.bytes / self.bandwidth, work.flop / self.matmul[precision(dtype)]) * 1e3
+
+
+def copy_bandwidth(megabytes: int, clock: Clock = wall) -> float:
+    """Bytes per second that a copy reads and writes, in memory past every cache."""
+    source = torch.ones(megabytes * 1024 * 256)
+    target = torch.empty_like(source).copy_(source)
+    return 2 * 4 * source.numel() / (medians({"copy": lambda: target.copy_(source)}, 1.0, clock)["copy"] / 1e3)
+
+
+def matmul_rate(dtype: torch.dtype, size: int, clock: Clock = wall) -> float:
+    """Floating-point operations per second of a large matrix product by the library."""
+    a = torch.randn(size, size).to(dtype)
+    return 2 * size**3 / (medians({"mm": lambda: a @ a}, 1.0, clock)["mm"] / 1e3)
+
+
+def forward(function: Callable[..., Any], inputs: tuple[Any, ...]) -> Run:
+    """A forward pass without gradient."""
+
+    def run() -> Any:
+        with torch.no_grad():
+            return function(*inputs)
+
+    return run
+
+
+def forward_backward(function: Callable[..., Any], inputs: tuple[Any, ...]) -> Run:
+    """A forward and a backward pass with dense upstream gradients, made beforehand and the same for every function."""
+    leaves = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+
+    def outputs() -> list[Tensor]:
+        return [y for y in tensors(function(*inputs)) if y.requires_grad]
+
+    torch.manual_seed(0)
+    upstream = [torch.empty_like(y).copy_(torch.randn(y.shape, device=y.device)) for y in outputs()]
+
+    def run() -> Any:
+        return torch.autograd.grad(outputs(), leaves, upstream)
+
+    return run
+
+
+def passes(case: Case) -> Iterator[tuple[str, Work, Callable[..., Run]]]:
+    """The passes of a case: name, work, and what makes the run of a function on inputs."""
+    yield "forward", case.forward, forward
+    if case.backward:
+        yield "forward+backward", case.backward, forward_backward
+
+
+def functions(case: Case, modes: tuple[str, ...]) -> dict[str, Callable[..., Any]]:
+    """All ways to compute a case, by name; torch.compile in the given modes, for these very shapes."""
+    torch._dynamo.reset()
+    ways = {"eager": case.eager, "skelops": case.skelops, **case.others}
+    for mode in modes if case.compiles else ():
+        name = "compile" if mode == "default" else f"compile {mode}"
+        ways[name] = torch.compile(case.eager, dynamic=False, mode=mode)
+    return ways
+
+
+def tensors(result: Any) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+def copied(value: Any) -> Any:
+    """Arguments in memory of their own, with the same strides."""
+    if isinstance(value, Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    return type(value)(copied(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def check(case: Case, inputs: tuple[Any, ...]) -> None:
+    """Refuses to time an op that is wrong: outputs and gradients agree with eager's to the precision of the dtype.
+
+    The bounds leave room for eager, which may round sums of a million terms; the tests are the judge of accuracy.
+
+    Raises:
+        AssertionError: they do not.
+    """
+    eps = 2.0**-10 if precision(case.dtype) == "tf32" else torch.finfo(case.dtype).eps
+    for name, _, make in passes(case):
+        # Copies, as an op may write into its arguments.
+        ours, theirs = (tensors(make(way, copied(inputs))()) for way in (case.skelops, case.eager))
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            scale = float(b.abs().max()) if b.numel() else 0.0
+            bound = max(1e-6, max(1e-4, 64 * eps) * scale)
+            error = float((a.double() - b.double()).abs().max()) if b.numel() else 0.0
+            assert error <= bound, f"{name}: result {i} is off eager's by {error:.3g}, at most {bound:.3g} is allowed"
+
+
+def row(case: Case, name: str, work: Work, rates: Rates, times: dict[str, float], peaks: dict[str, Any]) -> dict:
+    """A row of the results: milliseconds by contender, and peak megabytes."""
+    others = [other for other in case.others if other in times]
+    best = min(others, key=lambda other: times[other], default=None)
+    return {
+        "op": case.op,
+        "case": case.name,
+        "device": "cpu",
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "pass": name,
+        "eager_ms": times.get("eager"),
+        "compile_ms": times.get("compile"),
+        "best_other": best,
+        "best_other_ms": times[best] if best else None,
+        "skelops_ms": times["skelops"],
+        "floor_ms": rates.floor_ms(work, case.dtype),
+        "bytes": work.bytes,
+        "flop": work.flop,
+        "eager_peak_mb": peaks.get("eager"),
+        "skelops_peak_mb": peaks["skelops"],
+        "headline": case.headline,
+    }
 
 
 def peak_megabytes(run: Run) -> float | None:
@@ -62,109 +199,31 @@ def peak_megabytes(run: Run) -> float | None:
     return max(0, after - before) / 1024
 
 
-def copy_bandwidth() -> float:
-    """Bytes per second that a copy reads and writes, in memory past every cache."""
-    source = torch.ones(32 * 1024 * 1024)
-    target = torch.empty_like(source).copy_(source)
-    return 2 * 4 * source.numel() / (medians({"copy": lambda: target.copy_(source)}, 1.0)["copy"] / 1e3)
+class Cpu:
+    """Measures on the CPU."""
 
-
-def matmul_rate(dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a large matrix product by the library."""
-    a = torch.randn(2048, 2048).to(dtype)
-    return 2 * 2048**3 / (medians({"mm": lambda: a @ a}, 1.0)["mm"] / 1e3)
-
-
-class Machine:
-    """The measured rates of this machine, and the floor that they set."""
+    #: Modes of torch.compile that are contenders.
+    modes: tuple[str, ...] = ("default",)
 
     def __init__(self) -> None:
-        self.bandwidth = copy_bandwidth()
-        self.matmul = {dtype: matmul_rate(dtype) for dtype in (torch.float32, torch.bfloat16)}
+        rates = {precision(dtype): matmul_rate(dtype, 2048) for dtype in (torch.float32, torch.bfloat16)}
+        self.rates = Rates(copy_bandwidth(128), rates)
 
-    def floor_ms(self, work: Work, dtype: torch.dtype) -> float:
-        """The time of the bytes at the speed of a copy, or of the FLOP at that of a matrix product."""
-        return max(work.bytes / self.bandwidth, work.flop / self.matmul[dtype]) * 1e3
+    def meta(self) -> dict[str, Any]:
+        return {
+            "device": processor(),
+            "threads": torch.get_num_threads(),
+            "instruction_set": _native.instruction_set(),
+        }
 
-
-def forward(function: Callable[..., Any], inputs: tuple[Any, ...]) -> Run:
-    """A forward pass without gradient."""
-
-    def run() -> Any:
-        with torch.no_grad():
-            return function(*inputs)
-
-    return run
-
-
-def forward_backward(function: Callable[..., Any], inputs: tuple[Any, ...]) -> Run:
-    """A forward and a backward pass with dense upstream gradients, made beforehand."""
-    leaves = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
-
-    def outputs() -> list[Tensor]:
-        result = function(*inputs)
-        return [y for y in ([result] if isinstance(result, Tensor) else result) if y.requires_grad]
-
-    upstream = [torch.randn_like(y) for y in outputs()]
-
-    def run() -> Any:
-        return torch.autograd.grad(outputs(), leaves, upstream)
-
-    return run
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """torch.compile for these very shapes."""
-    torch._dynamo.reset()
-    return torch.compile(function, dynamic=False)
-
-
-def check(case: Case, inputs: tuple[Any, ...]) -> None:
-    """Refuses to time an op that is wrong: its outputs agree with eager's to the precision of the dtype.
-
-    Raises:
-        AssertionError: they do not.
-    """
-    eps = torch.finfo(case.dtype).eps
-    with torch.no_grad():
-        ours, theirs = case.skelops(*inputs), case.eager(*inputs)
-    for a, b in zip(*([y] if isinstance(y, Tensor) else y for y in (ours, theirs)), strict=True):
-        scale = float(b.abs().max()) if b.numel() else 0.0
-        torch.testing.assert_close(a.float(), b.float(), rtol=0, atol=max(1e-6, 64 * eps * scale))
-
-
-def measure(case: Case, machine: Machine, seconds: float, with_compile: bool) -> list[dict[str, Any]]:
-    """The rows of one case: forward, and forward + backward where it has a backward pass."""
-    rows = []
-    inputs = case.inputs()
-    check(case, inputs)
-    for name, work, make in (("forward", case.forward, forward), ("forward+backward", case.backward, forward_backward)):
-        if work is None:
-            continue
-        runs = {"eager": make(case.eager, inputs), "skelops": make(case.skelops, inputs)}
-        runs |= {other: make(function, inputs) for other, function in case.others.items()}
-        if with_compile and case.compiles:
-            runs["compile"] = make(compiled(case.eager), inputs)
-        times = medians(runs, seconds)
-        best = min(case.others, key=lambda other: times[other], default=None)
-        rows.append(
-            {
-                "op": case.op,
-                "case": case.name,
-                "device": "cpu",
-                "dtype": str(case.dtype).removeprefix("torch."),
-                "pass": name,
-                "eager_ms": times["eager"],
-                "compile_ms": times.get("compile"),
-                "best_other": best,
-                "best_other_ms": times[best] if best else None,
-                "skelops_ms": times["skelops"],
-                "floor_ms": machine.floor_ms(work, case.dtype),
-                "bytes": work.bytes,
-                "flop": work.flop,
-                "eager_peak_mb": peak_megabytes(runs["eager"]),
-                "skelops_peak_mb": peak_megabytes(runs["skelops"]),
-                "headline": case.headline,
-            }
-        )
-    return rows
+    def measure(self, case: Case, seconds: float, modes: tuple[str, ...]) -> list[dict[str, Any]]:
+        """The rows of one case: forward, and forward + backward where it has a backward pass."""
+        inputs = case.inputs()
+        check(case, inputs)
+        rows = []
+        for name, work, make in passes(case):
+            runs = {who: make(function, inputs) for who, function in functions(case, modes).items()}
+            times = medians(runs, seconds)
+            peaks = {who: peak_megabytes(runs[who]) for who in ("eager", "skelops")}
+            rows.append(row(case, name, work, self.rates, times, peaks))
+        return rows

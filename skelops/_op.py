@@ -33,19 +33,22 @@ COMMON_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def _deciding_tensor(args: tuple[Any, ...]) -> torch.Tensor:
-    """The first floating-point tensor that not every kernel takes; the first of all where they take every one."""
-    first = None
+    """The first float64 tensor, which no kernel takes; else the first that not every kernel takes, or the first."""
+    first = special = None
     for arg in args:
         for tensor in arg if isinstance(arg, LISTS) else (arg,):
-            if not isinstance(tensor, torch.Tensor):
+            if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
                 continue
-            if tensor.dtype in COMMON_DTYPES:
-                first = tensor if first is None else first
-            elif tensor.is_floating_point():
+            if tensor.dtype == torch.float64:
                 return tensor
-    if first is None:
+            if tensor.dtype not in COMMON_DTYPES:
+                special = special if special is not None else tensor
+            elif first is None:
+                first = tensor
+    found = special if special is not None else first
+    if found is None:
         raise TypeError("an op needs at least one floating-point tensor")
-    return first
+    return found
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

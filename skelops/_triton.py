@@ -29,10 +29,12 @@ class Launch(NamedTuple):
     meta: dict[str, Any]
 
 
-#: Takes launches instead of a device while `recording`; and the tiles that it was told to take.
+#: Takes launches instead of a device while `recording`, for an architecture.
 _recorded: list[Launch] | None = None
-_chosen: dict[str, Tile] = {}
 _architecture = "default"
+#: Tiles that go before those of the table, by kernel, while `choosing`; and those that were taken.
+_chosen: dict[str, Tile] = {}
+_taken: dict[tuple[str, str], Tile] | None = None
 
 
 def missing() -> str | None:
@@ -52,10 +54,15 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def has_kernels(package: str) -> bool:
+    """Whether the package of an op has Triton kernels."""
+    return importlib.util.find_spec(f"{package}.triton") is not None
+
+
 @cache
 def find(package: str, op: str) -> Callable[..., None] | None:
     """The function that launches the kernels of an op, or None where it has none."""
-    if importlib.util.find_spec(f"{package}.triton") is None:
+    if not has_kernels(package):
         return None
     return getattr(importlib.import_module(f"{package}.triton"), op, None)
 
@@ -75,22 +82,40 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any,
 
 
 @contextmanager
-def recording(architecture: str, chosen: dict[str, Tile]) -> Iterator[list[Launch]]:
-    """Collects launches instead of running them, with the tiles of an architecture or the ones given by kernel name."""
-    global _recorded, _chosen, _architecture
-    before, (_recorded, _chosen, _architecture) = (_recorded, _chosen, _architecture), ([], chosen, architecture)
+def recording(architecture: str) -> Iterator[list[Launch]]:
+    """Collects launches instead of running them, with the tiles of an architecture."""
+    global _recorded, _architecture
+    before, (_recorded, _architecture) = (_recorded, _architecture), ([], architecture)
     tile.cache_clear()
     try:
         yield _recorded
     finally:
-        _recorded, _chosen, _architecture = before
+        _recorded, _architecture = before
+        tile.cache_clear()
+
+
+@contextmanager
+def choosing(chosen: dict[str, Tile]) -> Iterator[dict[tuple[str, str], Tile]]:
+    """Takes the tiles given by kernel name before those of the table; collects what was taken, by (kernel, case)."""
+    global _chosen, _taken
+    before, (_chosen, _taken) = (_chosen, _taken), (chosen, {})
+    tile.cache_clear()
+    try:
+        yield _taken
+    finally:
+        _chosen, _taken = before
         tile.cache_clear()
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """``input_precision`` of ``tl.dot``: for float32 IEEE, or TF32 where torch's own matmul precision allows it."""
-    allowed = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if allowed else "ieee"
+    """``input_precision`` of ``tl.dot``: for float32 TF32 where torch's own matmul precision allows it.
+
+    Else three TF32 products on the tensor cores, which keep 22 bits of a product, where float32 rounds to 24: IEEE
+    products ("ieee") run on the scalar units, many times slower and with more registers than there are.
+    """
+    if dtype != torch.float32:
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
 def user_table() -> Path:
@@ -135,19 +160,24 @@ def architecture(device: torch.device) -> str:
 
 @cache
 def tile(kernel: str, device: torch.device, case: str = "default") -> Tile:
-    """The tile of a kernel: that of the device's architecture before the default one, the case before its default.
+    """The tile of a kernel: that of the case before the default one, of the device's architecture before any other's.
 
     A tile holds the kernel's block sizes by name, ``num_warps`` and ``num_stages``; pass it as ``**tile(...)``.
     """
-    if kernel in _chosen:
-        return _chosen[kernel]
+    found = _chosen.get(kernel) or _entry(kernel, device, case)
+    if _taken is not None:
+        _taken[kernel, case] = found
+    return found
+
+
+def _entry(kernel: str, device: torch.device, case: str) -> Tile:
     cases = table()[kernel]
     here = _architecture if _recorded is not None else architecture(device)
-    for name in (here, "default"):
-        for key in (case, "default"):
+    for key in (case, "default"):
+        for name in (here, "default"):
             if key in cases.get(name, {}):
                 return cases[name][key]
-    raise KeyError(f"tiles.json: {kernel} has no default tile")
+    raise KeyError(f"tiles.json: {kernel} has no tile for {case}, and no default one")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The command line: ``skelops info|train|eval|demo``. Only info works without the [train] extra."""
+"""The command line: ``skelops info|tune|train|eval|demo``. The last three need the [train] extra."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ def user_errors() -> Iterator[None]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="skelops", description="Fused ops for skeleton-based action recognition.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="info|train|eval|demo")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="info|tune|train|eval|demo")
     commands.add_parser("info", help="versions, devices, and which backend serves each op")
+    tune = commands.add_parser("tune", help="measures tiles of the Triton kernels on this GPU, keeps the faster ones")
+    tune.add_argument("ops", nargs="*", metavar="op", help="which ops (default: all that have Triton kernels)")
+    tune.add_argument("--minutes", type=float, default=10.0, help="time for everything (default: %(default)s)")
     # These two parse their own arguments (and --help), for which they need the [train] extra.
     commands.add_parser("train", help="train: --config NAME or FILE, any key of it as --KEY VALUE", add_help=False)
     commands.add_parser("eval", help="linear probe and kNN of a checkpoint: --checkpoint FILE", add_help=False)
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: 2 after a mistake of the user, 130 after Ctrl-C."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if arguments.command in ("info", "demo") and rest:
+    if arguments.command in ("info", "tune", "demo") and rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if arguments.command == "info":
         from skelops.info import report
@@ -53,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(report())
         return 0
     try:
+        if arguments.command == "tune":
+            importlib.import_module("skelops.tune").main(arguments.ops, arguments.minutes)
+            return 0
         command = importlib.import_module(f"skelops.methods.commands.{arguments.command}")
         if arguments.command == "demo":
             command.main(arguments.data, arguments.out, arguments.minutes)
@@ -62,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"skelops {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"skelops {arguments.command}: interrupted; a run resumes with --ckpt_path last", file=sys.stderr)
+        resumed = "what was found is kept" if arguments.command == "tune" else "a run resumes with --ckpt_path last"
+        print(f"skelops {arguments.command}: interrupted; {resumed}", file=sys.stderr)
         return 130
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in TRAIN_EXTRA:

@@ -30,13 +30,14 @@ def versions() -> dict[str, str | None]:
 
 def devices() -> dict[str, str]:
     """Name of every device, by its torch name."""
-    names = {"cpu": f"{_processor()}, {torch.get_num_threads()} threads"}
+    names = {"cpu": f"{processor()}, {torch.get_num_threads()} threads"}
     for index in range(torch.cuda.device_count()):
         names[f"cuda:{index}"] = torch.cuda.get_device_name(index)
     return names
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the CPU."""
     try:
         with open("/proc/cpuinfo") as file:
             for line in file:
@@ -48,12 +49,17 @@ def _processor() -> str:
 
 
 def _op_lines(op: Op) -> list[str]:
-    """The backend per device type in float32, and under it why those that are preferred do not serve."""
+    """The backend per device type in float32, beside it why those that are preferred do not serve, or which one would
+    serve as well."""
     lines = []
-    for device in _backend.BACKENDS:
+    for device, names in _backend.BACKENDS.items():
         backend, reasons = _backend.choose(op.package, op.name, device, torch.float32)
-        why = "; ".join(f"not {name}: {reason}" for name, reason in reasons.items())
-        lines.append(f"  {op.name:<28} {device:<5} {backend:<10} {why}".rstrip())
+        notes = [f"not {name}: {reason}" for name, reason in reasons.items()]
+        for name in names[names.index(backend) + 1 :]:
+            reason = _backend.unavailable(name, op.package, op.name, device, torch.float32)
+            if name != "reference" and reason is None:
+                notes.append(f"before {name} by default, which nobody measured on this GPU")
+        lines.append(f"  {op.name:<28} {device:<5} {backend:<10} {'; '.join(notes)}".rstrip())
     return lines
 
 

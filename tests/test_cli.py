@@ -13,7 +13,9 @@ import pytest
 import torch
 
 import skelops
+from skelops import _backend, _native
 from skelops.cli import TRAIN_EXTRA, main
+from skelops.info import report
 
 TINY = """
 name: tiny
@@ -64,7 +66,17 @@ def test_info_names_every_op_and_why_a_backend_does_not_serve(capsys: pytest.Cap
     for name in ("graph_conv", "squeeze_pool", "info_nce_backward"):
         served = {words[1]: words[2] for words in lines if words[:1] == [name]}
         assert served.keys() == {"cpu", "cuda"}
-    assert "not cuda: native CUDA kernels are not built" in text
+    if reason := _native.missing["cuda"]:
+        assert f"not cuda: {reason}" in text
+
+
+def test_info_says_where_nobody_measured_which_backend_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_backend, "choose", lambda *call: _backend.Choice("cuda" if call[2] == "cuda" else "cpu", {}))
+    for reason, said in ((None, True), ("mask_pool has no Triton kernel", False)):
+        monkeypatch.setattr(_backend, "unavailable", lambda *call, reason=reason: reason)
+        lines = [line for line in report().splitlines() if line.split()[:1] == ["mask_pool"]]
+        note = "before triton by default, which nobody measured on this GPU"
+        assert [note in line for line in lines] == [False, said]
 
 
 @pytest.mark.parametrize("command", ["info", "train", "eval", "demo"])

@@ -101,7 +101,12 @@ def _backward_outputs(
 def _forward_on_eager(x: Tensor, weight: Tensor, *others: Any) -> bool:
     """Wide bfloat16 layers on a CPU that multiplies bfloat16 in hardware, which outruns our products in float32."""
     wide = min(weight.shape[1:]) >= 192 and x.dtype == torch.bfloat16 and x.device.type == "cpu"
-    return wide and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return _many_joints(x) or (wide and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _many_joints(x: Tensor, *others: Any) -> bool:
+    """More joints than the Triton kernels hold in registers: the windows of MS-G3D, on a GPU."""
+    return x.shape[3] > 64 and x.device.type == "cuda"
 
 
 _op = Op(
@@ -115,6 +120,7 @@ _op_backward = Op(
     " bool needs_weight, bool needs_adjacency) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.graph_conv_backward,
     outputs=_backward_outputs,
+    eager_wins=_many_joints,
 )
 
 

@@ -157,7 +157,7 @@ def _adjacency_gradient(
 def _setting(kernel: str, x: Tensor) -> tuple[int, Tile, str]:
     """Joints in registers, the tile, and the precision of products."""
     BV = max(16, triton.next_power_of_2(x.shape[3]))
-    case = f"{'float32' if x.dtype == torch.float32 else '16-bit'} {BV} joints"
+    case = ("float32" if x.dtype == torch.float32 else "16-bit") + (" wide" if BV > 32 else "")
     return BV, tile(kernel, x.device, case), dot_precision(x.dtype)
 
 

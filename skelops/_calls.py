@@ -1,0 +1,80 @@
+"""Calls of the public ops at common shapes, for `skelops.tune`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+import skelops
+
+
+def _maps(dtype: torch.dtype, *shapes: tuple[int, ...]) -> Iterator[Tensor]:
+    """Feature maps of these shapes in both memory formats."""
+    for shape in shapes:
+        x = torch.randn(shape).to(dtype)
+        yield x.clone().requires_grad_()
+        yield x.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+def _squeeze_pool(dtype: torch.dtype) -> Iterator[partial]:
+    for x in _maps(dtype, (256, 64, 50, 25), (256, 256, 16, 25), (128, 3, 300, 25)):
+        yield partial(skelops.squeeze_pool, x)
+
+
+def _mask_pool(dtype: torch.dtype) -> Iterator[partial]:
+    for x in _maps(dtype, (256, 64, 50, 25), (256, 256, 16, 25)):
+        yield partial(skelops.mask_pool, x, (torch.rand(x.shape[2:]) > 0.3).to(dtype))
+        yield partial(skelops.mask_pool, x, torch.rand(x.shape).to(x).requires_grad_())
+
+
+def _graph_conv(dtype: torch.dtype) -> Iterator[partial]:
+    for x in _maps(dtype, (256, 64, 64, 25), (128, 128, 32, 25), (64, 256, 16, 25), (64, 64, 32, 50)):
+        C, V = x.shape[1], x.shape[3]
+        weight = (torch.randn(3, C, C) / C**0.5).to(dtype).requires_grad_()
+        yield partial(skelops.graph_conv, x, weight, (torch.rand(3, V, V) / V).to(dtype).requires_grad_())
+
+
+def _rows(dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Queries, keys and queues (Q, D)."""
+    for N, D, Q in ((256, 64, 65536), (256, 128, 65536), (256, 256, 65536), (256, 512, 16384)):
+        query, key, queue = (normalize(torch.randn(rows, D), dim=1).to(dtype) for rows in (N, N, Q))
+        yield query.requires_grad_(), key, queue
+
+
+def _queue_attention(dtype: torch.dtype) -> Iterator[partial]:
+    for query, _, queue in _rows(dtype):
+        yield partial(skelops.queue_attention, query, queue, 5.0)
+
+
+def _info_nce(dtype: torch.dtype) -> Iterator[partial]:
+    for query, key, queue in _rows(dtype):
+        # As MoCo stores it, and by rows.
+        yield partial(skelops.info_nce, query, key, queue.t().contiguous())
+        yield partial(skelops.info_nce, query, key, queue)
+
+
+def _ring_write(queue: Tensor, keys: Tensor, pointer: Tensor) -> Tensor:
+    """Every call does the same, so that results can be compared."""
+    skelops.enqueue_(queue.zero_(), keys, pointer.zero_())
+    return queue
+
+
+def _enqueue(dtype: torch.dtype) -> Iterator[partial]:
+    keys = torch.randn(4096, 128).to(dtype)
+    for shape in ((128, 8192), (8192, 128)):
+        yield partial(_ring_write, torch.zeros(shape, dtype=dtype), keys, torch.zeros(1, dtype=torch.int64))
+
+
+#: Calls of each op at common shapes.
+CALLS: dict[str, Callable[[torch.dtype], Iterator[partial]]] = {
+    "enqueue": _enqueue,
+    "graph_conv": _graph_conv,
+    "info_nce": _info_nce,
+    "mask_pool": _mask_pool,
+    "queue_attention": _queue_attention,
+    "squeeze_pool": _squeeze_pool,
+}

@@ -1,0 +1,246 @@
+"""What a GPU asks of every op: CUDA graphs, streams, the tensor's own device, no waiting, the same bits every time.
+
+The tests that need no GPU run here on the CPU, with Triton's kernels interpreted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+import skelops
+from skelops import _backend, _triton
+from skelops._op import REGISTRY
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+DTYPES = [torch.float32, torch.bfloat16]
+NAMES = {"enqueue_rows": "enqueue_", "graph_conv_per_sample": "graph_conv", "mask_pool_channels": "mask_pool"}
+#: Ops whose Triton kernels multiply matrices, which the interpreter does wrongly in bfloat16.
+DOTS = ("graph_conv", "graph_conv_per_sample", "queue_attention", "info_nce")
+Make = Callable[[int, torch.dtype], tuple[Any, ...]]
+
+
+def _enqueue(queue: Tensor, keys: Tensor, pointer: Tensor) -> tuple[Tensor, ...]:
+    skelops.enqueue_(queue, keys, pointer)
+    return queue, pointer
+
+
+def _ema_update(*tensors: Tensor) -> tuple[Tensor, ...]:
+    targets, sources = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
+    skelops.ema_update_(targets, sources, 0.9)
+    return targets
+
+
+def _map(B: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(B, 16, 9, 25).to(dtype).requires_grad_()
+
+
+def _graph(B: int, dtype: torch.dtype, *batch: int) -> tuple[Any, ...]:
+    weight, edges = torch.randn(3, 16, 16) / 4, torch.rand(*batch, 3, 25, 25) / 25
+    return _map(B, dtype), weight.to(dtype).requires_grad_(), edges.to(dtype).requires_grad_()
+
+
+def _vectors(rows: int, dtype: torch.dtype, D: int = 16) -> Tensor:
+    return normalize(torch.randn(rows, D), dim=1).to(dtype)
+
+
+#: Every op: the function and its inputs for a batch of B.
+CASES: dict[str, tuple[Callable[..., Any], Make]] = {
+    "squeeze_pool": (skelops.squeeze_pool, lambda B, dtype: (_map(B, dtype),)),
+    "mask_pool": (skelops.mask_pool, lambda B, dtype: (_map(B, dtype), (torch.rand(9, 25) > 0.3).to(dtype))),
+    "mask_pool_channels": (
+        skelops.mask_pool,
+        lambda B, dtype: (_map(B, dtype), torch.rand(B, 16, 9, 25).to(dtype).requires_grad_()),
+    ),
+    "graph_conv": (skelops.graph_conv, lambda B, dtype: _graph(B, dtype)),
+    "graph_conv_per_sample": (skelops.graph_conv, lambda B, dtype: _graph(B, dtype, B)),
+    "queue_attention": (
+        skelops.queue_attention,
+        lambda B, dtype: (_vectors(B, dtype).requires_grad_(), _vectors(200, dtype), 5.0),
+    ),
+    "info_nce": (
+        skelops.info_nce,
+        lambda B, dtype: (_vectors(B, dtype).requires_grad_(), _vectors(B, dtype), _vectors(200, dtype).T.contiguous()),
+    ),
+    "enqueue_": (
+        _enqueue,
+        lambda B, dtype: (torch.randn(16, 40).to(dtype), _vectors(B, dtype), torch.full((1,), 38, dtype=torch.int64)),
+    ),
+    "enqueue_rows": (
+        _enqueue,
+        lambda B, dtype: (torch.randn(40, 16).to(dtype), _vectors(B, dtype), torch.full((1,), 38, dtype=torch.int64)),
+    ),
+    "ema_update_": (_ema_update, lambda B, dtype: tuple(torch.randn(B, 7).to(dtype) for _ in range(6))),
+}
+
+needs_gpu = pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+on_gpu = [pytest.mark.gpu, needs_gpu]
+every_case = pytest.mark.parametrize("case", CASES)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@pytest.fixture(params=["auto", "triton", "cuda"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend that serves the case of the test here."""
+    name, (case, dtype) = request.param, (request.node.callspec.params[key] for key in ("case", "dtype"))
+    op = REGISTRY[NAMES.get(case, case)]
+    if name != "auto" and (reason := _backend.unavailable(name, op.package, op.name, DEVICE.type, dtype)):
+        pytest.skip(reason)
+    if name == "triton" and not GPU and dtype == torch.bfloat16 and case in DOTS:
+        pytest.skip("Triton's interpreter multiplies bfloat16 matrices wrongly")
+    with skelops.backend(name), torch.device(DEVICE):
+        yield name
+
+
+def step(case: str, inputs: tuple[Any, ...]) -> list[Tensor]:
+    """Outputs and gradients of a case; the gradients that come into the backward pass are fixed."""
+    result = CASES[case][0](*inputs)
+    outputs = [result] if isinstance(result, Tensor) else [y for y in result if y is not None]
+    leaves = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+    starts = [y for y in outputs if y.requires_grad]
+    if not starts:
+        return outputs
+    upstream = [torch.full_like(y, 0.5) for y in starts]
+    return [y.detach() for y in outputs] + list(torch.autograd.grad(starts, leaves, upstream))
+
+
+def copies(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in inputs)
+
+
+def refill(inputs: tuple[Any, ...], values: tuple[Any, ...]) -> None:
+    with torch.no_grad():
+        for x, value in zip(inputs, values, strict=True):
+            if isinstance(x, Tensor):
+                x.copy_(value)
+
+
+def assert_same_bits(results: list[Tensor], expected: list[Tensor]) -> None:
+    for i, (a, b) in enumerate(zip(results, expected, strict=True)):
+        assert torch.equal(a, b), f"result {i} differs"
+
+
+@contextmanager
+def waiting_is_an_error() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@every_case
+@every_dtype
+@pytest.mark.usefixtures("backend")
+def test_the_same_bits_every_time(case: str, dtype: torch.dtype) -> None:
+    inputs = CASES[case][1](4, dtype)
+    expected = step(case, copies(inputs))
+    assert all(y.isfinite().all() for y in expected)
+    for _ in range(5 if GPU else 1):
+        assert_same_bits(step(case, copies(inputs)), expected)
+
+
+@every_case
+@every_dtype
+@pytest.mark.usefixtures("backend")
+def test_empty_batches(case: str, dtype: torch.dtype) -> None:
+    inputs = CASES[case][1](0, dtype)
+    results = step(case, copies(inputs))
+    with skelops.backend("reference"):
+        expected = step(case, copies(inputs))
+    for a, b in zip(results, expected, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        torch.testing.assert_close(a, b, equal_nan=True)
+
+
+@pytest.mark.parametrize("case", CASES)
+@every_dtype
+@pytest.mark.usefixtures("backend")
+class TestOnGpu:
+    """What only a GPU can show."""
+
+    pytestmark = on_gpu
+
+    def test_graph(self, case: str, dtype: torch.dtype) -> None:
+        """A captured pass, replayed on other values of its inputs, is the pass on those values."""
+        make = CASES[case][1]
+        static = make(4, dtype)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            step(case, static)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = step(case, static)
+        for _ in range(3):
+            values = make(4, dtype)
+            expected = step(case, copies(values))
+            refill(static, values)
+            graph.replay()
+            assert_same_bits(results, expected)
+
+    def test_stream(self, case: str, dtype: torch.dtype) -> None:
+        """On a side stream the pass reads what that stream wrote before, however late."""
+        make = CASES[case][1]
+        late, values = make(4, dtype), make(4, dtype)
+        expected = step(case, copies(values))
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(20_000_000)
+            refill(late, values)
+            results = step(case, late)
+        torch.cuda.current_stream().wait_stream(side)
+        assert_same_bits(results, expected)
+
+    def test_no_waiting(self, case: str, dtype: torch.dtype) -> None:
+        inputs = CASES[case][1](4, dtype)
+        step(case, copies(inputs))  # compiles
+        with waiting_is_an_error():
+            step(case, inputs)
+
+    @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+    def test_second_device(self, case: str, dtype: torch.dtype) -> None:
+        inputs = CASES[case][1](4, dtype)
+        there = tuple(
+            x.detach().to("cuda:1").requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in inputs
+        )
+        results = step(case, there)
+        assert all(y.device.index == 1 for y in results)
+        assert_same_bits([y.to(DEVICE) for y in results], step(case, inputs))
+
+
+def test_launches_enter_the_device_of_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[Any] = []
+    launched: list[Any] = []
+
+    @contextmanager
+    def device(value: torch.device) -> Iterator[None]:
+        entered.append(value.index)
+        yield
+        entered.pop()
+
+    class Kernel:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda *args, **meta: launched.append((grid, args, meta, list(entered)))
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    for index in (0, 1):
+        _triton.launch(Kernel(), (2, 3), torch.device("cuda", index), "x", BC=4)
+    assert launched == [((2, 3), ("x",), {"BC": 4}, []), ((2, 3), ("x",), {"BC": 4}, [1])]
+    _triton.launch(Kernel(), (2, 0), torch.device("cuda", 1), "x", BC=4)
+    assert len(launched) == 2
+
+
+def test_every_op_is_in_the_table() -> None:
+    ops = {name for name in REGISTRY if "_backward" not in name}
+    assert ops == {NAMES.get(case, case) for case in CASES}
