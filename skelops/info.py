@@ -54,7 +54,8 @@ def _op_lines(op: Op) -> list[str]:
     lines = []
     for device, names in _backend.BACKENDS.items():
         backend, reasons = _backend.choose(op.package, op.name, device, torch.float32)
-        notes = [f"not {name}: {reason}" for name, reason in reasons.items()]
+        # What is missing for all ops is told once, with the way to get it.
+        notes = [f"not {name}: {reason.partition(' (')[0]}" for name, reason in reasons.items()]
         for name in names[names.index(backend) + 1 :]:
             reason = _backend.unavailable(name, op.package, op.name, device, torch.float32)
             if name != "reference" and reason is None:
@@ -68,9 +69,10 @@ def report() -> str:
     installed = "  ".join(f"{name} {version or 'not installed'}" for name, version in versions().items())
     lines = [installed, "", "devices"]
     lines += [f"  {name:<8} {description}" for name, description in devices().items()]
-    lines += ["", f"native CPU kernels: {_native.missing['cpu'] or f'loaded, {_native.instruction_set()}'}"]
-    lines += [f"native CUDA kernels: {_native.missing['cuda'] or 'loaded'}"]
-    lines += [f"Triton kernels: {_triton.missing() or 'installed'}"]
+    lines += ["", "backends"]
+    lines += [f"  cpu      {_native.missing['cpu'] or f'native CPU kernels loaded, {_native.instruction_set()}'}"]
+    lines += [f"  cuda     {_native.missing['cuda'] or 'native CUDA kernels loaded'}"]
+    lines += [f"  triton   {_triton.missing() or 'installed'}"]
     lines += ["", "ops               (name, device, backend that serves float32)"]
     for name in sorted(REGISTRY):
         lines += _op_lines(REGISTRY[name])
