@@ -1,4 +1,4 @@
-"""ema_update_: one call over a parameter list against the loop of MoCo code and torch's foreach."""
+"""ema_update_: one call over a parameter list against the loop of MoCo code."""
 
 from __future__ import annotations
 
@@ -21,12 +21,6 @@ def loop(targets: list[Tensor], sources: list[Tensor]) -> tuple[Tensor, ...]:
     return tuple(targets)
 
 
-def foreach(targets: list[Tensor], sources: list[Tensor]) -> tuple[Tensor, ...]:
-    with torch.no_grad():
-        torch._foreach_lerp_(targets, sources, 1 - MOMENTUM)
-    return tuple(targets)
-
-
 def fused(targets: list[Tensor], sources: list[Tensor]) -> tuple[Tensor, ...]:
     skelops.ema_update_(targets, sources, MOMENTUM)
     return tuple(targets)
@@ -45,7 +39,6 @@ def case(name: str, shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.fl
         skelops=fused,
         eager=loop,
         forward=Work(3.0 * dtype.itemsize * elements, 3.0 * elements),
-        others={"foreach_lerp": foreach},
         headline=headline,
     )
 

@@ -27,7 +27,6 @@ REGISTRY: dict[str, Op] = {}
 # The public class looks for torch.func's transforms at every call; `_route` has done so already.
 _Function: Any = getattr(torch.autograd.function, "_SingleLevelFunction", torch.autograd.Function)
 
-LISTS = (list, tuple)
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 COMMON_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -36,15 +35,14 @@ def _deciding_tensor(args: tuple[Any, ...]) -> torch.Tensor:
     """The first float64 tensor, which no kernel takes; else the first that not every kernel takes, or the first."""
     first = special = None
     for arg in args:
-        for tensor in arg if isinstance(arg, LISTS) else (arg,):
-            if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-                continue
-            if tensor.dtype == torch.float64:
-                return tensor
-            if tensor.dtype not in COMMON_DTYPES:
-                special = special if special is not None else tensor
-            elif first is None:
-                first = tensor
+        if not isinstance(arg, torch.Tensor) or not arg.is_floating_point():
+            continue
+        if arg.dtype == torch.float64:
+            return arg
+        if arg.dtype not in COMMON_DTYPES:
+            special = special if special is not None else arg
+        elif first is None:
+            first = arg
     found = special if special is not None else first
     if found is None:
         raise TypeError("an op needs at least one floating-point tensor")
@@ -136,9 +134,7 @@ class Op:
                 return None
             self._kernel(backend)(*args)
             # Kernels write behind autograd's back; a saved tensor that was overwritten must not go unnoticed.
-            for i in self._written:
-                written = args[i] if isinstance(args[i], LISTS) else (args[i],)
-                torch.autograd.graph.increment_version([tensor for tensor in written if not tensor.is_inference()])
+            torch.autograd.graph.increment_version([args[i] for i in self._written if not args[i].is_inference()])
             return None
         if self.eager_wins and _backend.is_auto() and self.eager_wins(*args):
             backend = "reference"

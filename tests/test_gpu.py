@@ -32,12 +32,6 @@ def _enqueue(queue: Tensor, keys: Tensor, pointer: Tensor) -> tuple[Tensor, ...]
     return queue, pointer
 
 
-def _ema_update(*tensors: Tensor) -> tuple[Tensor, ...]:
-    targets, sources = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
-    skelops.ema_update_(targets, sources, 0.9)
-    return targets
-
-
 def _map(B: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(B, 16, 9, 25).to(dtype).requires_grad_()
 
@@ -77,7 +71,6 @@ CASES: dict[str, tuple[Callable[..., Any], Make]] = {
         _enqueue,
         lambda B, dtype: (torch.randn(40, 16).to(dtype), _vectors(B, dtype), torch.full((1,), 38, dtype=torch.int64)),
     ),
-    "ema_update_": (_ema_update, lambda B, dtype: tuple(torch.randn(B, 7).to(dtype) for _ in range(6))),
 }
 
 needs_gpu = pytest.mark.skipif(not GPU, reason="needs a CUDA device")
