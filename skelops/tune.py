@@ -107,14 +107,9 @@ def save(kernel: str, architecture: str, case: str, tile: Tile) -> None:
     path = _triton.user_table()
     try:
         content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        tuned = content.setdefault(kernel, {}).setdefault(architecture, {})
-        tuned[case] = tile
+        content.setdefault(kernel, {}).setdefault(architecture, {})[case] = tile
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: not a table of tiles ({error}); delete it and run skelops tune again") from error
-    known = _triton.table().get(kernel, {})
-    if case == "default":
-        # It would go before the cases that only the "default" architecture has.
-        tuned.update({k: v for k, v in known["default"].items() if k not in tuned | known.get(architecture, {})})
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_file = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial_file.write_text(json.dumps(content, indent=1) + "\n")

@@ -7,14 +7,12 @@ are still to be normalised, and 16-bit ones, enter the product exactly as they a
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from skelops._triton import dot_precision, launch, tile
+from skelops._triton import dot_precision, launch, processors, tile
 
 LOWEST = tl.constexpr(-3.0e38)  # below every product, and finite: an infinite maximum less itself would be NaN
 SMALLEST = tl.constexpr(1e-12)  # a shorter vector is divided by this, as torch.nn.functional.normalize does
@@ -195,12 +193,6 @@ def padded(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
-@cache
-def _programs(device: torch.device) -> int:
-    """How many programs fill the chip: two per multiprocessor (those of an H100 where there is none)."""
-    return 2 * (torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132)
-
-
 def queue_pass(
     kernel: str,
     query: Tensor,
@@ -227,7 +219,7 @@ def queue_pass(
     # More splits fill the chip; their sums shall not take more than half of the bytes of the queue.
     row_bytes = 4 * (2 + (key is not None) + (D if mean is not None else 0))
     most = Q * D * queue.element_size() // (2 * row_bytes * max(1, N))
-    splits = max(1, min(_programs(query.device) // max(1, blocks[0] * blocks[1]), most))
+    splits = max(1, min(2 * processors(query.device) // max(1, blocks[0] * blocks[1]), most))
     chunk = max(1, triton.cdiv(triton.cdiv(Q, sizes["BN"]), splits)) * sizes["BN"]
     splits = max(1, triton.cdiv(Q, chunk))
     state = query.new_empty(2, splits, N, dtype=torch.float32)
