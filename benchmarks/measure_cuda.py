@@ -29,6 +29,7 @@ MOST_COPIES = 64
 #: Calls in one graph, at least: the ends of a replay then weigh little.
 LEAST_CALLS = 4
 ROUNDS = 5
+GPU_BACKENDS = ["cuda", "triton"]
 
 
 class Gpu:
@@ -210,10 +211,10 @@ class Cuda:
     def _contenders(self, case: Case, modes: tuple[str, ...]) -> dict[str, tuple[Any, str]]:
         """Functions and the backend that they run with; each GPU backend of skelops where an op has both."""
         ways: dict[str, tuple[Any, str]] = {who: (way, "auto") for who, way in functions(case, modes).items()}
-        op = REGISTRY[case.op]
-        names = [b for b in ("cuda", "triton") if not _backend.unavailable(b, op.package, op.name, "cuda", case.dtype)]
-        if len(names) > 1:
-            ways |= {f"skelops {backend}": (case.skelops, backend) for backend in names}
+        op = REGISTRY.get(case.op)  # ema_update_ has no kernels of its own
+        both = op and [b for b in GPU_BACKENDS if not _backend.unavailable(b, op.package, op.name, "cuda", case.dtype)]
+        if both == GPU_BACKENDS:
+            ways |= {f"skelops {backend}": (case.skelops, backend) for backend in GPU_BACKENDS}
         return ways
 
     def _medians(self, runs: dict[str, Run], seconds: float, clock: Any) -> dict[str, float]:
