@@ -63,6 +63,7 @@ def test_long_clips_keep_the_accuracy_of_a_pairwise_sum(memory_format: torch.mem
 @pytest.mark.usefixtures("kernels")
 def test_lengths_and_bodies(T: int, bodies: int, dtype: torch.dtype, memory_format: torch.memory_format) -> None:
     x = torch.randn(small(6, 20, T, 25)).to(dtype).contiguous(memory_format=memory_format)
+    T = x.shape[2]
     for lengths in (None, torch.tensor([0, T, 1, 16, 17, 5]).clamp(max=T), torch.zeros(6, dtype=torch.int32)):
         check_against_eager(
             lambda a, n=lengths: skelops.squeeze_pool(a, n, bodies), lambda a, n=lengths: eager(a, n, bodies), [x]
