@@ -143,6 +143,15 @@ def _other_precisions(of: Variant) -> Iterator[Variant]:
         yield Variant(**{**of.__dict__, "signature": signature})
 
 
+def _ones(of: Variant) -> Variant:
+    """The variant with every integer 1: a constant for Triton, on which kernels cannot call what tensors have."""
+    integers = {name for name, kind in of.signature if kind in ("i32", "i64")}
+    signature = tuple((name, "constexpr" if name in integers else kind) for name, kind in of.signature)
+    constants = (*((name, 1) for name in integers), *of.constants)
+    divisible = tuple(name for name in of.divisible if name not in integers)
+    return Variant(**{**of.__dict__, "signature": signature, "constants": constants, "divisible": divisible})
+
+
 def variants(ops: list[str]) -> tuple[list[Variant], set[str]]:
     """Every compilation that the cases ask for, and the table entries that none of them took."""
     found: dict[Any, Variant] = {}
@@ -160,6 +169,7 @@ def variants(ops: list[str]) -> tuple[list[Variant], set[str]]:
             for one in _other_precisions(variant(launch, architecture)):
                 meta = tuple(sorted(launch.meta.items()))
                 found.setdefault((one.kernel, architecture, one.dtype, one.constants, meta, kind), one)
+                found.setdefault((one.module, one.kernel), _ones(one))
         unused -= {
             f"{kernel} / {key}" for kernel, case in taken for key in (case, "default")[: 1 + _falls_back(kernel, case)]
         }

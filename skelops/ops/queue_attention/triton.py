@@ -144,7 +144,7 @@ def merged_state(state, n, N, splits, BS: tl.constexpr):
         s = s0 + tl.arange(0, BS)
         at = s.to(tl.int64) * N + n
         part = tl.load(state + at, mask=s < splits, other=LOWEST)
-        weights = tl.load(state + splits.to(tl.int64) * N + at, mask=s < splits, other=0.0)
+        weights = tl.load(state + (s.to(tl.int64) + splits) * N + n, mask=s < splits, other=0.0)
         largest = tl.maximum(most, tl.max(part, 0))
         total = total * tl.exp(most - largest) + tl.sum(weights * tl.exp(part - largest), 0)
         most = largest
