@@ -8,8 +8,15 @@ import torch
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
-    """Whether a (B, C, T, V) map lies channels_last; a map that is both formats at once counts as contiguous."""
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    """Whether a (B, C, T, V) map lies channels_last, be it as a slice of the channels of a wider map; one that is both
+    formats at once counts as contiguous."""
+    if x.is_contiguous():
+        return False
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return True
+    _, C, T, V = x.shape
+    of_row, of_channel, of_frame, pitch = x.stride()
+    return of_channel == 1 and pitch >= C > 1 and of_frame == V * pitch and of_row == T * of_frame
 
 
 def empty_map(x: torch.Tensor, shape: Sequence[int], channels_last: bool) -> torch.Tensor:

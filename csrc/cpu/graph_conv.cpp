@@ -20,10 +20,6 @@ GraphConvShape shape_of(const Map& x, const Tensor& weight, const Tensor& adjace
   return {x.B, x.C, x.T, x.V, O, K, adjacency.dim() == 4, frames};
 }
 
-const float* floats(const Tensor& x) { return static_cast<const float*>(x.const_data_ptr()); }
-
-void* writable(const Map& map) { return const_cast<void*>(input_data(map.tensor)); }
-
 // weight (K, O, C) -> (K * Cp, Op), padding zero.
 std::vector<float> pack_forward(const Tensor& weight) {
   const Tensor source = to_float(weight);
@@ -46,34 +42,14 @@ std::vector<float> pack_backward(const Tensor& weight) {
   return packed;
 }
 
-// Runs body(chunk, begin, end) over equal ranges of items, one per thread: the ranges, and so the sums over them, repeat.
-template <typename Body>
-int64_t for_chunks(int64_t items, const Body& body) {
-  const int64_t chunks = std::max<int64_t>(1, std::min<int64_t>(items, torch::stable::get_num_threads()));
-  parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) body(i, items * i / chunks, items * (i + 1) / chunks);
-  });
-  return chunks;
-}
-
-void store_as(const Tensor& target, const float* values) {
-  const int64_t n = target.numel();
-  if (dtype_of(target) == Dtype::f32) {
-    std::copy_n(values, n, static_cast<float*>(target.mutable_data_ptr()));
-  } else {
-    Tensor out = target;
-    torch::stable::copy_(out, torch::stable::from_blob(const_cast<float*>(values), target.sizes(), target.strides(), target.device(), torch::headeronly::ScalarType::Float));
-  }
-}
-
 void forward(const Tensor& input, const Tensor& weight, const Tensor& adjacency, std::optional<Tensor> bias, bool stats,
              std::vector<Tensor> outputs) {
-  const Map x = as_map(input), y = as_map(outputs[0]);
+  const Map x = as_map(input, true), y = as_map(outputs[0]);
   const GraphConvShape shape = shape_of(x, weight, adjacency);
   const std::vector<float> packed = pack_forward(weight);
   const Tensor edges = to_float(adjacency);
   if (bias) bias = to_float(*bias);
-  const GraphConv p{shape,         dtype_of(x.tensor), {writable(x), x.channels_last}, {output_data(outputs[0]), y.channels_last},
+  const GraphConv p{shape,         dtype_of(x.tensor), x.input(), y.output(),
                     packed.data(), floats(edges),      bias ? floats(*bias) : nullptr};
   const auto kernel = graph_conv_at_level();
   std::vector<double> sums(stats ? torch::stable::get_num_threads() * 2 * shape.O : 0, 0.0);
@@ -92,14 +68,14 @@ void forward(const Tensor& input, const Tensor& weight, const Tensor& adjacency,
 
 void backward(const Tensor& grad, const Tensor& input, const Tensor& weight, const Tensor& adjacency, std::optional<Tensor> bias,
               bool needs_x, bool needs_weight, bool needs_adjacency, std::vector<Tensor> outputs) {
-  const Map x = as_map(input), grad_y = as_map(grad);
+  const Map x = as_map(input, true), grad_y = as_map(grad, true);
   const GraphConvShape shape = shape_of(x, weight, adjacency);
   const int64_t K = shape.K, O = shape.O, C = shape.C, Cp = padded(C), subsets = K * shape.V * shape.V;
   const std::vector<float> packed = pack_backward(weight);
   const Tensor edges = to_float(adjacency);
   if (bias) bias = to_float(*bias);
-  const MapData grad_x{needs_x ? output_data(outputs[0]) : nullptr, needs_x && as_map(outputs[0]).channels_last};
-  const GraphConvBackward p{shape,         dtype_of(x.tensor), {writable(x), x.channels_last}, {writable(grad_y), grad_y.channels_last},
+  const MapData grad_x = needs_x ? as_map(outputs[0]).output() : MapData{};
+  const GraphConvBackward p{shape,         dtype_of(x.tensor), x.input(), grad_y.input(),
                             grad_x,        packed.data(),      floats(edges),                  bias ? floats(*bias) : nullptr,
                             needs_weight,  needs_adjacency};
   const auto kernel = graph_conv_backward_at_level();

@@ -10,10 +10,11 @@
 #include <sys/mman.h>
 #endif
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
-#include "kernels/level.h"
+#include "kernels/map.h"
 
 namespace skelops {
 
@@ -47,9 +48,14 @@ struct Map {
   Tensor tensor;
   bool channels_last;
   int64_t B, C, T, V;
+  int64_t pitch;  // of channels_last rows
+
+  MapData input() const { return {const_cast<void*>(tensor.const_data_ptr()), channels_last, pitch}; }
+  MapData output() const { return {output_data(tensor), channels_last, pitch}; }
 };
 
-inline Map as_map(const Tensor& x) {
+// pitched: the kernel also reads a slice of the channels of a channels_last map.
+inline Map as_map(const Tensor& x, bool pitched = false) {
   const int64_t B = x.size(0), C = x.size(1), T = x.size(2), V = x.size(3);
   const int64_t sizes[4] = {B, C, T, V};
   const auto has_strides = [&](int64_t b, int64_t c, int64_t t, int64_t v) {
@@ -58,9 +64,10 @@ inline Map as_map(const Tensor& x) {
       if (sizes[i] > 1 && x.stride(i) != strides[i]) return false;
     return true;
   };
-  if (has_strides(C * T * V, T * V, V, 1)) return {x, false, B, C, T, V};
-  if (has_strides(C * T * V, 1, V * C, C)) return {x, true, B, C, T, V};
-  return {torch::stable::contiguous(x), false, B, C, T, V};
+  if (has_strides(C * T * V, T * V, V, 1)) return {x, false, B, C, T, V, C};
+  const int64_t pitch = !pitched ? C : V > 1 ? x.stride(3) : T > 1 ? x.stride(2) : B > 1 ? x.stride(0) : C;
+  if (pitch >= C && has_strides(pitch * T * V, 1, V * pitch, pitch)) return {x, true, B, C, T, V, pitch};
+  return {torch::stable::contiguous(x), false, B, C, T, V, C};
 }
 
 // A contiguous tensor of the type, which is the given one where it is that already (without the cost of asking torch).
@@ -74,6 +81,29 @@ inline Tensor to_float(const Tensor& x) { return dense(x, torch::headeronly::Sca
 inline Tensor to_int64(const Tensor& x) { return dense(x, torch::headeronly::ScalarType::Long); }
 
 inline const void* input_data(const Tensor& x) { return x.const_data_ptr(); }
+
+inline const float* floats(const Tensor& x) { return static_cast<const float*>(x.const_data_ptr()); }
+
+// Writes float values into a contiguous tensor of either dtype.
+inline void store_as(const Tensor& target, const float* values) {
+  const int64_t n = target.numel();
+  if (dtype_of(target) == Dtype::f32) {
+    std::copy_n(values, n, static_cast<float*>(target.mutable_data_ptr()));
+  } else {
+    Tensor out = target;
+    torch::stable::copy_(out, torch::stable::from_blob(const_cast<float*>(values), target.sizes(), target.strides(), target.device(), torch::headeronly::ScalarType::Float));
+  }
+}
+
+// Runs body(chunk, begin, end) over equal ranges of items, one per thread: the ranges, and so the sums over them, repeat.
+template <typename Body>
+int64_t for_chunks(int64_t items, const Body& body) {
+  const int64_t chunks = std::max<int64_t>(1, std::min<int64_t>(items, torch::stable::get_num_threads()));
+  parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) body(i, items * i / chunks, items * (i + 1) / chunks);
+  });
+  return chunks;
+}
 
 inline const void* input_data(const std::optional<Tensor>& x) { return x ? x->const_data_ptr() : nullptr; }
 

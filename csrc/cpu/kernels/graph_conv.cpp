@@ -9,68 +9,17 @@
 #include "graph_conv.h"
 
 #include "gemm.h"
+#include "tiles.h"
 
 namespace skelops::SKELOPS_LEVEL {
 namespace {
 
 enum Slot { kX, kY, kZ, kH, kSmall };
 
-// ---- tiles ------------------------------------------------------------------------------------------------------------
-
-// Rows (R, padded) of the frames t.. of sample b, as float. A channels_last float map without padding is read in place.
 template <typename T>
-const float* load_tile(const MapData& map, const GraphConvShape& s, int64_t channels, int64_t b, int64_t t, int64_t R, Slot slot) {
-  const int64_t ld = padded(channels), plane = s.T * s.V;
-  const T* data = static_cast<const T*>(map.data) + b * channels * plane;
-  float* tile = nullptr;
-  if (map.channels_last) {
-    const T* rows = data + t * s.V * channels;
-    if constexpr (sizeof(T) == sizeof(float))
-      if (ld == channels) return rows;
-    tile = scratch(slot, R * ld);
-    for (int64_t r = 0; r < R; ++r)
-      for (int64_t c = 0; c < ld; c += kLanes) {
-        const int64_t n = larger(0, smaller(kLanes, channels - c));
-        store(tile + r * ld + c, n == kLanes ? load(rows + r * channels + c) : load_first(rows + r * channels + c, n));
-      }
-  } else {
-    tile = scratch(slot, R * ld);
-    transpose_tile(data + t * s.V, plane, channels, R, tile, ld, true);
-    for (int64_t c = round_up(channels, kLanes); c < ld; c += kLanes)
-      for (int64_t r = 0; r < R; ++r) store(tile + r * ld + c, Vec{});
-  }
-  return tile;
-}
-
-template <typename T>
-void store_tile(const float* tile, const MapData& map, const GraphConvShape& s, int64_t channels, int64_t b, int64_t t, int64_t R) {
-  const int64_t ld = padded(channels), plane = s.T * s.V;
-  T* data = static_cast<T*>(map.data) + b * channels * plane;
-  if (!map.channels_last) {
-    // A few far-apart rows at a time, each written in one go.
-    for (int64_t c = 0; c < channels; c += kLanes)
-      transpose_tile(tile + c, ld, R, smaller(kLanes, channels - c), data + c * plane + t * s.V, plane, false);
-    return;
-  }
-  T* rows = data + t * s.V * channels;
-  for (int64_t r = 0; r < R; ++r)
-    for (int64_t c = 0; c < channels; c += kLanes) {
-      const int64_t n = smaller(kLanes, channels - c);
-      const Vec value = load(tile + r * ld + c);
-      n == kLanes ? store(rows + r * channels + c, value) : store_first(rows + r * channels + c, value, n);
-    }
-}
-
-// Asks for the memory of a tile before it is needed: a contiguous map is read and written in short pieces of far-apart rows,
-// which the hardware does not foresee.
-template <typename T>
-void prefetch_tile(const MapData& map, const GraphConvShape& s, int64_t channels, int64_t item) {
-  const int64_t tiles = s.tiles(), b = item / tiles, t = item % tiles * s.tile_frames, plane = s.T * s.V;
-  if (map.channels_last || b >= s.B) return;
-  const int64_t bytes = smaller(s.tile_frames, s.T - t) * s.V * sizeof(T);
-  const char* data = reinterpret_cast<const char*>(static_cast<const T*>(map.data) + b * channels * plane + t * s.V);
-  for (int64_t c = 0; c < channels; ++c, data += plane * sizeof(T))
-    for (int64_t i = 0; i < bytes + 63; i += 64) __builtin_prefetch(data + i, 0, 2);
+void prefetch_item(const MapData& map, const GraphConvShape& s, int64_t channels, int64_t item) {
+  const int64_t b = item / s.tiles(), t = item % s.tiles() * s.tile_frames;
+  if (b < s.B) prefetch_tile<T>(map, channels, s.T * s.V, b, t * s.V, smaller(s.tile_frames, s.T - t) * s.V);
 }
 
 // A product with a zero of the adjacency may be left out only where it would be zero.
@@ -213,7 +162,7 @@ void add_stats(const float* y, int64_t R, const GraphConvShape& s, double* stats
 template <typename T>
 void forward(const GraphConv& p, int64_t begin, int64_t end, double* stats) {
   const GraphConvShape& s = p.shape;
-  const int64_t Cp = padded(s.C), Op = padded(s.O), tiles = s.tiles(), max_rows = s.tile_frames * s.V;
+  const int64_t Cp = padded(s.C), Op = padded(s.O), tiles = s.tiles(), plane = s.T * s.V, max_rows = s.tile_frames * s.V;
   float* z = scratch(kZ, max_rows * s.K * Cp);
   float* y = scratch(kY, max_rows * Op + s.V * Op);
   float* table = y + max_rows * Op;
@@ -227,12 +176,12 @@ void forward(const GraphConv& p, int64_t begin, int64_t end, double* stats) {
       aggregate.use(p.adjacency + sample * s.K * s.V * s.V);
       if (p.bias) bias_table(p.bias, aggregate.adjacency, s, table);
     }
-    const float* x = load_tile<T>(p.x, s, s.C, b, t, R, kX);
+    const float* x = load_tile<T>(p.x, s.C, plane, b, t * s.V, R, kX);
     aggregate.forward(x, z, frames, Cp);
     if (p.bias)
       for (int64_t f = 0; f < frames; ++f) __builtin_memcpy(y + f * s.V * Op, table, sizeof(float) * s.V * Op);
-    prefetch_tile<T>(p.x, s, s.C, item + 1);
-    prefetch_tile<T>(p.y, s, s.O, item);
+    prefetch_item<T>(p.x, s, s.C, item + 1);
+    prefetch_item<T>(p.y, s, s.O, item);
     if (s.C == Cp) {
       gemm(z, s.K * Cp, 1, p.weight, Op, y, Op, R, Op, s.K * Cp, p.bias);
     } else {
@@ -240,7 +189,7 @@ void forward(const GraphConv& p, int64_t begin, int64_t end, double* stats) {
       for (int64_t k = 0; k < s.K; ++k) gemm(z + k * Cp, s.K * Cp, 1, p.weight + k * Cp * Op, Op, y, Op, R, Op, s.C, p.bias || k);
     }
     if (stats) add_stats(y, R, s, stats);
-    store_tile<T>(y, p.y, s, s.O, b, t, R);
+    store_tile<T>(y, p.y, s.O, plane, b, t * s.V, R);
   }
 }
 
@@ -289,7 +238,7 @@ void add_bias_terms(const GraphConvBackward& p, const float* adjacency, const fl
 template <typename T>
 void backward(const GraphConvBackward& p, int64_t begin, int64_t end, const GraphConvSums& sums) {
   const GraphConvShape& s = p.shape;
-  const int64_t Cp = padded(s.C), Op = padded(s.O), tiles = s.tiles(), max_rows = s.tile_frames * s.V;
+  const int64_t Cp = padded(s.C), Op = padded(s.O), tiles = s.tiles(), plane = s.T * s.V, max_rows = s.tile_frames * s.V;
   const int64_t subsets = s.K * s.V * s.V;
   const bool needs_h = p.grad_x.data || p.needs_adjacency;
   float* z = scratch(kZ, max_rows * s.K * Cp);
@@ -308,20 +257,20 @@ void backward(const GraphConvBackward& p, int64_t begin, int64_t end, const Grap
       for (int64_t i = 0; i < subsets; ++i) grad_adjacency[i] = 0;
       for (int64_t i = 0; i < s.V * Op; ++i) grad_sum[i] = 0;
     }
-    const float* x = load_tile<T>(p.x, s, s.C, b, t, R, kX);
-    const float* g = load_tile<T>(p.grad_y, s, s.O, b, t, R, kY);
+    const float* x = load_tile<T>(p.x, s.C, plane, b, t * s.V, R, kX);
+    const float* g = load_tile<T>(p.grad_y, s.O, plane, b, t * s.V, R, kY);
     if (p.needs_weight) {
       aggregate.forward(x, z, frames, Cp);
       gemm(g, 1, Op, z, s.K * Cp, sums.weight, s.K * Cp, s.O, s.K * Cp, R, true);
     }
-    prefetch_tile<T>(p.x, s, s.C, item + 1);
-    prefetch_tile<T>(p.grad_y, s, s.O, item + 1);
+    prefetch_item<T>(p.x, s, s.C, item + 1);
+    prefetch_item<T>(p.grad_y, s, s.O, item + 1);
     if (needs_h) gemm(g, Op, 1, p.weight, s.K * Cp, h, s.K * Cp, R, s.K * Cp, s.O, false);
     if (p.needs_adjacency)
       for (int64_t k = 0; k < s.K; ++k) add_dots(x, h + k * Cp, frames, s.V, Cp, s.K * Cp, Cp, grad_adjacency + k * s.V * s.V);
     if (p.grad_x.data) {
       aggregate.backward(h, grad_x, frames, Cp);
-      store_tile<T>(grad_x, p.grad_x, s, s.C, b, t, R);
+      store_tile<T>(grad_x, p.grad_x, s.C, plane, b, t * s.V, R);
     }
     if (p.bias) {
       for (int64_t r = 0; r < R; ++r)

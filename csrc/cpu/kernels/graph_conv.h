@@ -1,13 +1,9 @@
 // Kernels of graph_conv; see graph_conv.cpp beside this file.
 #pragma once
 
-#include "level.h"
+#include "map.h"
 
 namespace skelops {
-
-// Channels are padded to this multiple in packed weights and tiles, whatever the instruction set.
-constexpr int64_t kChannelPad = 16;
-inline int64_t padded(int64_t channels) { return (channels + kChannelPad - 1) / kChannelPad * kChannelPad; }
 
 struct GraphConvShape {
   int64_t B, C, T, V, O, K;
@@ -18,12 +14,6 @@ struct GraphConvShape {
   int64_t items() const { return B * tiles(); }  // the unit of work: a tile of frames of one sample
   int64_t samples() const { return per_sample ? B : 1; }
   int64_t sample_of(int64_t item) const { return per_sample ? item / tiles() : 0; }
-};
-
-// A feature map: contiguous (B, C, T, V) or channels_last.
-struct MapData {
-  void* data;
-  bool channels_last;
 };
 
 struct GraphConv {

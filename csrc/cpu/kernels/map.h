@@ -1,0 +1,20 @@
+// A feature map as kernels see it.
+#pragma once
+
+#include "level.h"
+
+namespace skelops {
+
+// Channels are padded to this multiple in packed weights and tiles, whatever the instruction set.
+constexpr int64_t kChannelPad = 16;
+inline int64_t padded(int64_t channels) { return (channels + kChannelPad - 1) / kChannelPad * kChannelPad; }
+
+// Contiguous (B, C, T, V); or channels_last: rows (b, t, v) of C channels, pitch elements apart (more than C in a slice of
+// the channels of a wider map).
+struct MapData {
+  void* data;
+  bool channels_last;
+  int64_t pitch;
+};
+
+}  // namespace skelops

@@ -1,0 +1,69 @@
+// Tiles of a feature map in cache: rows (t, v) with channels along the vector lanes, as float, padded to kChannelPad.
+#pragma once
+
+#include "map.h"
+#include "simd.h"
+
+namespace skelops::SKELOPS_LEVEL {
+
+// Rows row .. row + R of sample b, (R, padded), where a sample has plane = T * V rows. A channels_last float map without
+// padding is read in place: ld tells how far apart the rows of the result are.
+template <typename T>
+const float* load_tile(const MapData& map, int64_t channels, int64_t plane, int64_t b, int64_t row, int64_t R, int slot, int64_t* ld = nullptr) {
+  const int64_t width = padded(channels);
+  if (ld) *ld = width;
+  float* tile = nullptr;
+  if (map.channels_last) {
+    const T* rows = static_cast<const T*>(map.data) + (b * plane + row) * map.pitch;
+    if constexpr (sizeof(T) == sizeof(float))
+      if (width == channels && (ld || map.pitch == width)) {
+        if (ld) *ld = map.pitch;
+        return rows;
+      }
+    tile = scratch(slot, R * width);
+    for (int64_t r = 0; r < R; ++r)
+      for (int64_t c = 0; c < width; c += kLanes) {
+        const int64_t n = larger(0, smaller(kLanes, channels - c));
+        store(tile + r * width + c, n == kLanes ? load(rows + r * map.pitch + c) : load_first(rows + r * map.pitch + c, n));
+      }
+  } else {
+    tile = scratch(slot, R * width);
+    transpose_tile(static_cast<const T*>(map.data) + b * channels * plane + row, plane, channels, R, tile, width, true);
+    for (int64_t c = round_up(channels, kLanes); c < width; c += kLanes)
+      for (int64_t r = 0; r < R; ++r) store(tile + r * width + c, Vec{});
+  }
+  return tile;
+}
+
+// Writes a tile (R, padded) to where load_tile would read it.
+template <typename T>
+void store_tile(const float* tile, const MapData& map, int64_t channels, int64_t plane, int64_t b, int64_t row, int64_t R) {
+  const int64_t width = padded(channels);
+  if (!map.channels_last) {
+    T* data = static_cast<T*>(map.data) + b * channels * plane + row;
+    // A few far-apart rows at a time, each written in one go.
+    for (int64_t c = 0; c < channels; c += kLanes)
+      transpose_tile(tile + c, width, R, smaller(kLanes, channels - c), data + c * plane, plane, false);
+    return;
+  }
+  T* rows = static_cast<T*>(map.data) + (b * plane + row) * map.pitch;
+  for (int64_t r = 0; r < R; ++r)
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      const int64_t n = smaller(kLanes, channels - c);
+      const Vec value = load(tile + r * width + c);
+      n == kLanes ? store(rows + r * map.pitch + c, value) : store_first(rows + r * map.pitch + c, value, n);
+    }
+}
+
+// Asks for the memory of a tile before it is needed: a contiguous map is read and written in short pieces of far-apart rows,
+// which the hardware does not foresee.
+template <typename T>
+void prefetch_tile(const MapData& map, int64_t channels, int64_t plane, int64_t b, int64_t row, int64_t R) {
+  if (map.channels_last) return;
+  const int64_t bytes = R * sizeof(T);
+  const char* data = reinterpret_cast<const char*>(static_cast<const T*>(map.data) + b * channels * plane + row);
+  for (int64_t c = 0; c < channels; ++c, data += plane * sizeof(T))
+    for (int64_t i = 0; i < bytes + 63; i += 64) __builtin_prefetch(data + i, 0, 2);
+}
+
+}  // namespace skelops::SKELOPS_LEVEL
