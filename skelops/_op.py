@@ -12,7 +12,7 @@ both fill outputs allocated here: kernels never allocate results, and every back
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -175,14 +175,21 @@ class Op:
 
         torch.library.register_autograd(f"skelops::{self.name}", refuse, lib=LIBRARY)
 
-    def autocast(self) -> None:
-        """Under autocast, casts every floating-point argument (but float64) to the autocast dtype, as conv2d does."""
+    def autocast(self, keep: Collection[str] = ()) -> None:
+        """Under autocast, casts every floating-point argument (but float64) to the autocast dtype, as conv2d does.
+
+        Args:
+            keep: names of arguments that stay as they are.
+        """
+        kept = [argument.name in keep for argument in self._overload._schema.arguments]
         for device in ("CPU", "CUDA"):
             key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
 
             def lowered(*args: Any, device: str = device, key: Any = key) -> Any:
                 dtype = torch.get_autocast_dtype(device.lower())
                 with torch._C._ExcludeDispatchKeyGuard(key):
-                    return self._overload(*(_cast(arg, dtype) for arg in args))
+                    return self._overload(
+                        *(arg if keep else _cast(arg, dtype) for arg, keep in zip(args, kept, strict=False))
+                    )
 
             LIBRARY.impl(self.name, lowered, f"Autocast{device}")
