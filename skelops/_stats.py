@@ -1,4 +1,4 @@
-"""Channel sums that an op hands on with its map, and what comes back of them: how BatchNorm costs no pass of its own."""
+"""Channel sums that an op hands on with its map, and their gradient: BatchNorm then costs no pass of its own."""
 
 from __future__ import annotations
 
