@@ -33,6 +33,7 @@ SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
 #: Columns of tensor memory of a multiprocessor (sm_100).
 TENSOR_MEMORY = 512
 TYPES = {
+    torch.float64: "fp64",
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
     torch.float16: "fp16",

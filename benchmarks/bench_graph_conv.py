@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,12 @@ def eager(x: Tensor, weight: Tensor, edges: Tensor) -> Tensor:
     return torch.einsum("bkotv,kvw->botw" if edges.dim() == 3 else "bkotv,bkvw->botw", projected, edges)
 
 
+def eager_stats(x: Tensor, weight: Tensor, edges: Tensor) -> tuple[Tensor, ...]:
+    """With the sums that a BatchNorm after it takes."""
+    y = eager(x, weight, edges)
+    return y, y.sum((0, 2, 3), dtype=torch.float64), y.float().square().sum((0, 2, 3), dtype=torch.float64)
+
+
 def per_subset(x: Tensor, weight: Tensor, edges: Tensor) -> Tensor:
     """Aggregation by matmul, then a convolution per subset: the released form of 2s-AGCN and CTR-GCN's baseline."""
     B, C, T, V = x.shape
@@ -32,7 +39,9 @@ def per_subset(x: Tensor, weight: Tensor, edges: Tensor) -> Tensor:
     return y
 
 
-def case(B: int, C: int, O: int, T: int, V: int, kind: str, dtype: torch.dtype, headline: bool = False) -> Case:
+def case(
+    B: int, C: int, O: int, T: int, V: int, kind: str, dtype: torch.dtype, headline: bool = False, stats: bool = False
+) -> Case:
     K = 3
 
     def inputs() -> tuple[Tensor, ...]:
@@ -56,14 +65,14 @@ def case(B: int, C: int, O: int, T: int, V: int, kind: str, dtype: torch.dtype, 
     gram = 2.0 * rows * K * V * C  # the gradient of the adjacency is dense in any case
     return Case(
         op="graph_conv",
-        name=f"B={B} C={C} O={O} T={T} V={V} {kind}",
+        name=f"B={B} C={C} O={O} T={T} V={V} {kind}{' stats' if stats else ''}",
         dtype=dtype,
         inputs=inputs,
-        skelops=skelops.graph_conv,
-        eager=eager,
-        others={"aggregate, then conv2d per subset": per_subset},
+        skelops=partial(skelops.graph_conv, stats=True) if stats else skelops.graph_conv,
+        eager=eager_stats if stats else eager,
+        others={} if stats else {"aggregate, then conv2d per subset": per_subset},
         forward=Work(size * (maps + topology), product + aggregation),
-        backward=Work(size * (3 * maps + 2 * topology), 3 * product + 3 * aggregation + gram),
+        backward=Work(size * (3 * maps + stats * rows * O + 2 * topology), 3 * product + 3 * aggregation + gram),
         headline=headline,
     )
 
@@ -76,6 +85,8 @@ def cases(device: str = "cpu") -> Iterator[Case]:
             yield make(256, 64, 64, 64, 25, "dense", dtype)
             yield make(256, 64, 64, 64, 25, "channels_last", dtype, headline=dtype == torch.bfloat16)
             yield make(256, 64, 64, 64, 25, "per-sample", dtype, headline=dtype == torch.bfloat16)
+            yield make(256, 64, 64, 64, 25, "skeleton", dtype, stats=True)
+            yield make(256, 64, 64, 64, 25, "channels_last", dtype, stats=True)
             yield make(256, 128, 128, 32, 25, "skeleton", dtype, headline=dtype == torch.bfloat16)
             yield make(256, 256, 256, 16, 25, "skeleton", dtype, headline=dtype == torch.bfloat16)
             yield make(256, 3, 64, 64, 25, "skeleton", dtype)
@@ -83,12 +94,14 @@ def cases(device: str = "cpu") -> Iterator[Case]:
             yield make(128, 64, 64, 300, 25, "skeleton", dtype)
             yield make(32, 128, 128, 25, 20, "skeleton", dtype)
             yield make(64, 64, 64, 32, 50, "dense", dtype)
+            yield make(64, 64, 64, 32, 50, "dense", dtype, stats=True)
         return
     for dtype in (torch.float32, torch.bfloat16):
         yield make(64, 64, 64, 50, 25, "skeleton", dtype, headline=True)
         yield make(64, 64, 64, 50, 25, "dense", dtype, headline=dtype == torch.float32)
         yield make(64, 64, 64, 50, 25, "channels_last", dtype)
         yield make(64, 64, 64, 50, 25, "per-sample", dtype)
+        yield make(64, 64, 64, 50, 25, "channels_last", dtype, stats=True)
         yield make(256, 16, 16, 64, 25, "skeleton", dtype)
         yield make(256, 3, 16, 64, 25, "skeleton", dtype)
         yield make(64, 3, 64, 300, 25, "skeleton", dtype)

@@ -37,6 +37,8 @@ class Case:
         others: further implementations, by name.
         compiles: whether torch.compile can compile the eager form for good (not where it reads a tensor on the host).
         headline: whether the row belongs into the README's table.
+        whole: for a whole model, given as modules: their parameters are what is differentiated, results are not
+            compared (dropout draws its own, and the tests judge), and the row tells which ops its time goes to.
     """
 
     op: str
@@ -50,3 +52,4 @@ class Case:
     others: dict[str, Callable[..., Any]] = field(default_factory=dict)
     compiles: bool = True
     headline: bool = False
+    whole: bool = False

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.case import Case, Work
 from skelops import _native
@@ -96,6 +96,8 @@ def forward(function: Callable[..., Any], inputs: tuple[Any, ...]) -> Run:
 def forward_backward(function: Callable[..., Any], inputs: tuple[Any, ...]) -> Run:
     """A forward and a backward pass with dense upstream gradients, made beforehand and the same for every function."""
     leaves = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+    if isinstance(function, nn.Module):
+        leaves += function.parameters()
 
     def outputs() -> list[Tensor]:
         return [y for y in tensors(function(*inputs)) if y.requires_grad]
@@ -104,7 +106,7 @@ def forward_backward(function: Callable[..., Any], inputs: tuple[Any, ...]) -> R
     upstream = [torch.empty_like(y).copy_(torch.randn(y.shape, device=y.device)) for y in outputs()]
 
     def run() -> Any:
-        return torch.autograd.grad(outputs(), leaves, upstream)
+        return torch.autograd.grad(outputs(), leaves, upstream, allow_unused=True)
 
     return run
 
@@ -199,6 +201,21 @@ def peak_megabytes(run: Run) -> float | None:
     return max(0, after - before) / 1024
 
 
+def shares(run: Run, least: float = 0.02) -> dict[str, float]:
+    """The share of a run's time that is spent in each op itself, largest first; small ones are added up as "other"."""
+    run()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for _ in range(3):
+            run()
+    times: dict[str, float] = {}
+    for event in profile.key_averages():
+        name = event.key.split("::")[-1].removesuffix("_backward") if "skelops" in event.key else event.key
+        times[name] = times.get(name, 0.0) + event.self_cpu_time_total
+    total = sum(times.values())
+    found = {name: time / total for name, time in sorted(times.items(), key=lambda x: -x[1]) if time >= least * total}
+    return {**found, "other": 1 - sum(found.values())}
+
+
 class Cpu:
     """Measures on the CPU."""
 
@@ -219,11 +236,14 @@ class Cpu:
     def measure(self, case: Case, seconds: float, modes: tuple[str, ...]) -> list[dict[str, Any]]:
         """The rows of one case: forward, and forward + backward where it has a backward pass."""
         inputs = case.inputs()
-        check(case, inputs)
+        if not case.whole:
+            check(case, inputs)
         rows = []
         for name, work, make in passes(case):
             runs = {who: make(function, inputs) for who, function in functions(case, modes).items()}
             times = medians(runs, seconds)
             peaks = {who: peak_megabytes(runs[who]) for who in ("eager", "skelops")}
             rows.append(row(case, name, work, self.rates, times, peaks))
+            if case.whole:
+                rows[-1]["shares"] = shares(runs["skelops"])
         return rows

@@ -35,7 +35,9 @@ def _graph_conv(dtype: torch.dtype) -> Iterator[partial]:
     for x in _maps(dtype, (256, 64, 64, 25), (128, 128, 32, 25), (64, 256, 16, 25), (64, 64, 32, 50)):
         C, V = x.shape[1], x.shape[3]
         weight = (torch.randn(3, C, C) / C**0.5).to(dtype).requires_grad_()
-        yield partial(skelops.graph_conv, x, weight, (torch.rand(3, V, V) / V).to(dtype).requires_grad_())
+        adjacency = (torch.rand(3, V, V) / V).to(dtype).requires_grad_()
+        for stats in (False, True):
+            yield partial(skelops.graph_conv, x, weight, adjacency, stats=stats)
 
 
 def _rows(dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

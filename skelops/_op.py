@@ -12,7 +12,7 @@ both fill outputs allocated here: kernels never allocate results, and every back
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -29,9 +29,11 @@ _Function: Any = getattr(torch.autograd.function, "_SingleLevelFunction", torch.
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 COMMON_DTYPES = (torch.float32, torch.bfloat16)
+#: Arguments that are float64 beside maps of any dtype, the gradients of channel sums: they choose no backend.
+ALWAYS_DOUBLE = ("grad_sum", "grad_square_sum")
 
 
-def _deciding_tensor(args: tuple[Any, ...]) -> torch.Tensor:
+def _deciding_tensor(args: Sequence[Any]) -> torch.Tensor:
     """The first float64 tensor, which no kernel takes; else the first that not every kernel takes, or the first."""
     first = special = None
     for arg in args:
@@ -114,6 +116,7 @@ class Op:
         }
         self._function: Any = None
         written = (a.alias_info is not None and a.alias_info.is_write for a in self._overload._schema.arguments)
+        self._deciding = [i for i, a in enumerate(self._overload._schema.arguments) if a.name not in ALWAYS_DOUBLE]
         self._written = [i for i, is_written in enumerate(written) if is_written]
         REGISTRY[self.name] = self
 
@@ -126,7 +129,7 @@ class Op:
         return self._overload(*args)
 
     def _run(self, *args: Any) -> Any:
-        tensor = _deciding_tensor(args)
+        tensor = _deciding_tensor([args[i] for i in self._deciding])
         backend = _backend.resolve(self.package, self.name, tensor.device.type, tensor.dtype)
         if self.outputs is None:
             if backend == "reference":

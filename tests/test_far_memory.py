@@ -81,7 +81,7 @@ def test_graph_conv(axis: int) -> None:
     from skelops.ops.graph_conv.triton import graph_conv_backward
 
     outputs = [of_x, torch.empty_like(weight), torch.empty_like(edges), weight.new_empty(0)]
-    arguments = (grad, x, weight, edges, None, True, True, True)
+    arguments = (grad, x, weight, edges, None, None, None, None, True, True, True, False)
     graph_conv_backward(*arguments, outputs)
     same(outputs, [part.half() for part in graph_reference.graph_conv_backward(*arguments)])
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,9 +22,22 @@ from skelops._op import REGISTRY
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 DTYPES = [torch.float32, torch.bfloat16]
-NAMES = {"enqueue_rows": "enqueue_", "graph_conv_per_sample": "graph_conv", "mask_pool_channels": "mask_pool"}
+NAMES = {
+    "enqueue_rows": "enqueue_",
+    "graph_conv_per_sample": "graph_conv",
+    "graph_conv_stats": "graph_conv",
+    "mask_pool_channels": "mask_pool",
+}
 #: Ops whose Triton kernels multiply matrices, which the interpreter does wrongly in bfloat16.
-DOTS = ("graph_conv", "graph_conv_per_sample", "queue_attention", "info_nce")
+DOTS = (
+    "graph_conv",
+    "graph_conv_per_sample",
+    "graph_conv_stats",
+    "hop_attention",
+    "joint_attention",
+    "queue_attention",
+    "info_nce",
+)
 Make = Callable[[int, torch.dtype], tuple[Any, ...]]
 
 
@@ -41,6 +55,14 @@ def _graph(B: int, dtype: torch.dtype, *batch: int) -> tuple[Any, ...]:
     return _map(B, dtype), weight.to(dtype).requires_grad_(), edges.to(dtype).requires_grad_()
 
 
+def _hop_inputs(B: int, dtype: torch.dtype) -> tuple[Any, ...]:
+    group_key = torch.randn(B, 16, 9, 5).to(dtype).requires_grad_()
+    shapes = (2, 7, 8), (2, 8), (2, 25, 25), (1,)
+    parameters = (torch.randn(shape).to(dtype).requires_grad_() for shape in shapes)
+    indices = torch.randint(0, 7, (25, 25)), torch.randint(0, 5, (25,))
+    return *(_map(B, dtype) for _ in range(3)), group_key, *parameters, *indices
+
+
 def _vectors(rows: int, dtype: torch.dtype, D: int = 16) -> Tensor:
     return normalize(torch.randn(rows, D), dim=1).to(dtype)
 
@@ -55,6 +77,16 @@ CASES: dict[str, tuple[Callable[..., Any], Make]] = {
     ),
     "graph_conv": (skelops.graph_conv, lambda B, dtype: _graph(B, dtype)),
     "graph_conv_per_sample": (skelops.graph_conv, lambda B, dtype: _graph(B, dtype, B)),
+    "graph_conv_stats": (partial(skelops.graph_conv, stats=True), lambda B, dtype: _graph(B, dtype)),
+    "hop_attention": (lambda *inputs: skelops.hop_attention(*inputs, heads=2), _hop_inputs),
+    "joint_attention": (
+        lambda *inputs: skelops.joint_attention(*inputs, heads=2),
+        lambda B, dtype: (
+            *(_map(B, dtype) for _ in range(2)),
+            torch.rand(2, 25, 25).to(dtype).requires_grad_(),
+            torch.rand(2).to(dtype).requires_grad_(),
+        ),
+    ),
     "queue_attention": (
         skelops.queue_attention,
         lambda B, dtype: (_vectors(B, dtype).requires_grad_(), _vectors(200, dtype), 5.0),

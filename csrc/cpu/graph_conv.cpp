@@ -57,17 +57,16 @@ void forward(const Tensor& input, const Tensor& weight, const Tensor& adjacency,
     kernel(p, begin, end, stats ? sums.data() + chunk * 2 * shape.O : nullptr);
   });
   for (int64_t part = 0; stats && part < 2; ++part) {
-    auto* out = static_cast<float*>(outputs[1 + part].mutable_data_ptr());
-    for (int64_t o = 0; o < shape.O; ++o) {
-      double total = 0;
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) total += sums[(chunk * 2 + part) * shape.O + o];
-      out[o] = static_cast<float>(total);
-    }
+    auto* out = static_cast<double*>(outputs[1 + part].mutable_data_ptr());
+    std::fill_n(out, shape.O, 0.0);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk)
+      for (int64_t o = 0; o < shape.O; ++o) out[o] += sums[(chunk * 2 + part) * shape.O + o];
   }
 }
 
 void backward(const Tensor& grad, const Tensor& input, const Tensor& weight, const Tensor& adjacency, std::optional<Tensor> bias,
-              bool needs_x, bool needs_weight, bool needs_adjacency, std::vector<Tensor> outputs) {
+              const std::optional<Tensor>& y, const std::optional<Tensor>& grad_sum, const std::optional<Tensor>& grad_square_sum,
+              bool needs_x, bool needs_weight, bool needs_adjacency, bool needs_bias, std::vector<Tensor> outputs) {
   const Map x = as_map(input, true), grad_y = as_map(grad, true);
   const GraphConvShape shape = shape_of(x, weight, adjacency);
   const int64_t K = shape.K, O = shape.O, C = shape.C, Cp = padded(C), subsets = K * shape.V * shape.V;
@@ -75,9 +74,10 @@ void backward(const Tensor& grad, const Tensor& input, const Tensor& weight, con
   const Tensor edges = to_float(adjacency);
   if (bias) bias = to_float(*bias);
   const MapData grad_x = needs_x ? as_map(outputs[0]).output() : MapData{};
-  const GraphConvBackward p{shape,         dtype_of(x.tensor), x.input(), grad_y.input(),
-                            grad_x,        packed.data(),      floats(edges),                  bias ? floats(*bias) : nullptr,
-                            needs_weight,  needs_adjacency};
+  const StatsTerms stats(y, grad_sum, grad_square_sum, O);
+  const GraphConvBackward p{shape,          dtype_of(x.tensor), x.input(),     grad_y.input(),
+                            grad_x,         stats.view(),       packed.data(), floats(edges),
+                            bias ? floats(*bias) : nullptr, needs_weight, needs_adjacency, needs_bias};
   const auto kernel = graph_conv_backward_at_level();
   const int64_t threads = torch::stable::get_num_threads(), weights = O * K * Cp;
   std::vector<float> weight_sums(threads * weights, 0.0f), bias_sums(threads * K * O, 0.0f);
@@ -99,7 +99,7 @@ void backward(const Tensor& grad, const Tensor& input, const Tensor& weight, con
     store_as(outputs[1], unpacked.data());
   }
   if (needs_adjacency) store_as(outputs[2], adjacency_sums.data());
-  if (bias && outputs[3].numel()) store_as(outputs[3], bias_sums.data());
+  if (needs_bias) store_as(outputs[3], bias_sums.data());
 }
 
 }  // namespace

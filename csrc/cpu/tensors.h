@@ -95,6 +95,33 @@ inline void store_as(const Tensor& target, const float* values) {
   }
 }
 
+// Keeps what a StatsGradient points to: grad_sum and 2 grad_square_sum in float, padded.
+class StatsTerms {
+ public:
+  StatsTerms(const std::optional<Tensor>& y, const std::optional<Tensor>& grad_sum, const std::optional<Tensor>& grad_square_sum, int64_t channels)
+      : used_(grad_sum || grad_square_sum), terms_(used_ ? 2 * padded(channels) : 0, 0.0f) {
+    if (grad_sum) fill(*grad_sum, 1, terms_.data());
+    if (!grad_square_sum) return;
+    fill(*grad_square_sum, 2, terms_.data() + padded(channels));
+    y_ = as_map(*y, true);
+  }
+
+  StatsGradient view() const {
+    return {y_ ? y_->input() : MapData{}, used_ ? terms_.data() : nullptr, used_ ? terms_.data() + terms_.size() / 2 : nullptr};
+  }
+
+ private:
+  static void fill(const Tensor& x, double factor, float* to) {
+    const Tensor source = dense(x, torch::headeronly::ScalarType::Double);
+    const auto* values = static_cast<const double*>(source.const_data_ptr());
+    for (int64_t i = 0; i < source.numel(); ++i) to[i] = static_cast<float>(factor * values[i]);
+  }
+
+  bool used_;
+  std::vector<float> terms_;
+  std::optional<Map> y_;
+};
+
 // Runs body(chunk, begin, end) over equal ranges of items, one per thread: the ranges, and so the sums over them, repeat.
 template <typename Body>
 int64_t for_chunks(int64_t items, const Body& body) {

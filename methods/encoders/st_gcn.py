@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from skelops.methods.encoders.encoder import Encoder
 from torch import Tensor, nn
 
-import skelops
-from skelops.graphs import Layout, adjacency, get_layout
+from skelops.graphs import Layout, adjacency
 from skelops.nn import STGCNBlock
 
 
-class STGCN(nn.Module):
+class STGCN(Encoder):
     """Clips (N, C, T, V, M) float32 to features (N, feature_dim).
 
     Ten blocks of widths w, w, w, w, 2w, 2w, 2w, 4w, 4w, feature_dim; blocks 5 and 8 halve the frames, so the last map
@@ -32,8 +30,6 @@ class STGCN(nn.Module):
         ValueError: unknown layout or strategy, or clips of another shape.
     """
 
-    #: Frames of the clip per frame of the last map.
-    temporal_stride = 4
     A: Tensor
 
     def __init__(
@@ -45,18 +41,9 @@ class STGCN(nn.Module):
         dropout: float = 0.5,
         strategy: str = "agcn",
     ) -> None:
-        super().__init__()
-        self.layout = get_layout(layout)
-        self.feature_dim = feature_dim
-        #: Builds the same encoder again: ``STGCN(**arguments)``.
-        self.arguments: dict[str, Any] = {
-            "layout": self.layout.name,
-            "in_channels": in_channels,
-            "width": width,
-            "feature_dim": feature_dim,
-            "dropout": dropout,
-            "strategy": strategy,
-        }
+        super().__init__(
+            layout, in_channels, feature_dim, width=width, feature_dim=feature_dim, dropout=dropout, strategy=strategy
+        )
         self.register_buffer("A", adjacency(self.layout, strategy))
         subsets = self.A.shape[0]
         self.data_bn = nn.BatchNorm1d(in_channels * self.layout.num_joints)
@@ -73,44 +60,10 @@ class STGCN(nn.Module):
             for i in range(10)
         )
         self.edge_importance = nn.ParameterList(nn.Parameter(torch.ones_like(self.A)) for _ in range(10))
-        #: The projector of a contrastive framework; `forward` applies it, `features` does not.
-        self.fc: nn.Module = nn.Identity()
 
     def feature_map(self, clips: Tensor) -> Tensor:
         """The last map (N * M, feature_dim, ceil(T / 4), V), clip-major."""
-        N, C, T, V, M = self._check(clips)
-        # Channels of the normalisation run over joints first, then coordinates.
-        x = clips.permute(0, 4, 3, 1, 2).reshape(N * M, V * C, T)
-        x = self.data_bn(x).view(N * M, V, C, T).permute(0, 2, 3, 1)
-        # On the CPU, convolutions of few channels are up to 1.3 times faster in channels_last.
-        x = x.contiguous(memory_format=torch.channels_last if x.device.type == "cpu" else torch.contiguous_format)
+        x = self._bodies(clips, self.data_bn)
         for block, importance in zip(self.st_gcn_networks, self.edge_importance, strict=True):
-            x = block(x, self.A * importance)
+            x = self._run(block, x, self.A * importance)
         return x
-
-    def features(self, clips: Tensor) -> Tensor:
-        """Pooled features (N, feature_dim): mean over frames and joints, then over bodies."""
-        return skelops.squeeze_pool(self.feature_map(clips), bodies=clips.shape[4]).mean
-
-    def masked_features(self, clips: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, feature_dim) inside and outside a mask (ceil(T / 4), V) of the last map.
-
-        The spatio-temporal mask pooling of SkeleMixCLR; each is the mean over its own cells, then over bodies.
-        """
-        bodies = clips.shape[4]
-        inside, outside = skelops.mask_pool(self.feature_map(clips), mask)
-        return inside.unflatten(0, (-1, bodies)).mean(1), outside.unflatten(0, (-1, bodies)).mean(1)
-
-    def forward(self, clips: Tensor, mask: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """`fc` on `features`, or on both `masked_features`, one after the other as released: a batch normalisation in
-        `fc` sees each by itself."""
-        if mask is None:
-            return self.fc(self.features(clips))
-        inside, outside = self.masked_features(clips, mask)
-        return self.fc(inside), self.fc(outside)
-
-    def _check(self, clips: Tensor) -> torch.Size:
-        channels, joints = self.arguments["in_channels"], self.layout.num_joints
-        if clips.dim() != 5 or clips.shape[1] != channels or clips.shape[3] != joints:
-            raise ValueError(f"clips: expected shape (N, {channels}, T, {joints}, M), got {tuple(clips.shape)}")
-        return clips.shape

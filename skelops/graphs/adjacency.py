@@ -79,3 +79,19 @@ def adjacency(layout: str | Layout, strategy: str = "agcn") -> Tensor:
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, got {strategy!r}")
     return STRATEGIES[strategy](get_layout(layout))
+
+
+def hops(layout: str | Layout) -> Tensor:
+    """Edges between every two joints of a layout along its tree, (V, V) int64.
+
+    Raises:
+        ValueError: unknown layout.
+    """
+    inward = _inward(get_layout(layout))
+    neighbours = inward + inward.T
+    reached = torch.eye(len(neighbours))
+    distance = torch.zeros(reached.shape, dtype=torch.int64)
+    while (reached == 0).any():
+        distance += reached == 0
+        reached = reached + reached @ neighbours
+    return distance

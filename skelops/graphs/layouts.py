@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 _TRUNK_ARMS_LEGS = ("trunk", "right arm", "left arm", "right leg", "left leg")
 
 
@@ -140,4 +143,17 @@ def get_layout(layout: str | Layout) -> Layout:
     found = LAYOUTS.get(layout.lower().replace("-", "_"))
     if found is None:
         raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
+    return found
+
+
+def part_of_joint(layout: str | Layout) -> Tensor:
+    """The body part of every joint, (V,) int64: its number in `Layout.parts`.
+
+    Raises:
+        ValueError: unknown layout.
+    """
+    layout = get_layout(layout)
+    found = torch.empty(layout.num_joints, dtype=torch.int64)
+    for number, joints in enumerate(layout.parts):
+        found[list(joints)] = number
     return found

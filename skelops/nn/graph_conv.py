@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
+from skelops._stats import MapStats
+from skelops.nn.batch_norm import BatchNormAct2d
+from skelops.nn.scaled import Shortcut, convolve, join, normalised
+from skelops.nn.temporal_conv import TemporalConv
 from skelops.ops.graph_conv import graph_conv
 
 
@@ -26,13 +29,11 @@ class GraphConv(nn.Module):
         self.subsets = subsets
         self.conv = nn.Conv2d(in_channels, out_channels * subsets, 1, bias=bias)
 
-    def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
-        """(B, C, T, V) with adjacency (K, V, V) or (B, K, V, V) -> (B, O, T, V)."""
+    def forward(self, x: Tensor, adjacency: Tensor, stats: bool = False) -> Tensor | MapStats:
+        """(B, C, T, V) with adjacency (K, V, V) or (B, K, V, V) -> (B, O, T, V), and its channel sums if asked."""
         weight = self.conv.weight.view(self.subsets, -1, self.conv.in_channels)
         bias = None if self.conv.bias is None else self.conv.bias.view(self.subsets, -1)
-        y = graph_conv(x, weight, adjacency, bias)
-        assert isinstance(y, Tensor)
-        return y
+        return graph_conv(x, weight, adjacency, bias, stats=stats)
 
 
 class STGCNBlock(nn.Module):
@@ -68,23 +69,20 @@ class STGCNBlock(nn.Module):
         super().__init__()
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: expected an odd number of frames, got {kernel_size}")
+        self.dropout = dropout
         self.gcn = GraphConv(in_channels, out_channels, subsets)
-        self.tcn = nn.Sequential(
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(out_channels, out_channels, (kernel_size, 1), (stride, 1), (kernel_size // 2, 0)),
-            nn.BatchNorm2d(out_channels),
-            nn.Dropout(dropout, inplace=True),
+        self.tcn = nn.ModuleDict(
+            {
+                "0": BatchNormAct2d(out_channels),
+                "2": TemporalConv(out_channels, out_channels, kernel_size, stride),
+                "3": BatchNormAct2d(out_channels),
+            }
         )
-        self.residual: nn.Module | None = None
-        if residual and in_channels == out_channels and stride == 1:
-            self.residual = nn.Identity()
-        elif residual:
-            self.residual = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, (stride, 1)), nn.BatchNorm2d(out_channels)
-            )
+        self.residual = Shortcut(in_channels, out_channels, stride) if residual else None
 
     def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
         """(B, C, T, V) with adjacency (K, V, V) -> (B, out_channels, ceil(T / stride), V)."""
-        y = self.tcn(self.gcn(x, adjacency))
-        return torch.relu_(y if self.residual is None else y.add_(self.residual(x)))
+        inner, conv, outer = (self.tcn[name] for name in ("0", "2", "3"))
+        y = normalised(self.gcn(x, adjacency, stats=inner.uses_batch_statistics), inner)
+        residual = None if self.residual is None else self.residual(x)
+        return join(convolve(y, conv, outer), residual, dropout=self.dropout if self.training else 0.0)

@@ -14,7 +14,7 @@
 namespace skelops::SKELOPS_LEVEL {
 namespace {
 
-enum Slot { kX, kY, kZ, kH, kSmall };
+enum Slot { kX, kY, kZ, kH, kSmall, kOutput };
 
 template <typename T>
 void prefetch_item(const MapData& map, const GraphConvShape& s, int64_t channels, int64_t item) {
@@ -240,7 +240,7 @@ void backward(const GraphConvBackward& p, int64_t begin, int64_t end, const Grap
   const GraphConvShape& s = p.shape;
   const int64_t Cp = padded(s.C), Op = padded(s.O), tiles = s.tiles(), plane = s.T * s.V, max_rows = s.tile_frames * s.V;
   const int64_t subsets = s.K * s.V * s.V;
-  const bool needs_h = p.grad_x.data || p.needs_adjacency;
+  const bool needs_h = p.grad_x.data || p.needs_adjacency, through_bias = p.bias && (p.needs_bias || p.needs_adjacency);
   float* z = scratch(kZ, max_rows * s.K * Cp);
   float* h = scratch(kH, max_rows * (s.K + 1) * Cp + s.V * Op);
   float* grad_x = h + max_rows * s.K * Cp;
@@ -258,13 +258,14 @@ void backward(const GraphConvBackward& p, int64_t begin, int64_t end, const Grap
       for (int64_t i = 0; i < s.V * Op; ++i) grad_sum[i] = 0;
     }
     const float* x = load_tile<T>(p.x, s.C, plane, b, t * s.V, R, kX);
-    const float* g = load_tile<T>(p.grad_y, s.O, plane, b, t * s.V, R, kY);
+    const float* g = load_gradient<T>(p.grad_y, p.stats, s.O, plane, b, t * s.V, R, kY, kOutput);
     if (p.needs_weight) {
       aggregate.forward(x, z, frames, Cp);
       gemm(g, 1, Op, z, s.K * Cp, sums.weight, s.K * Cp, s.O, s.K * Cp, R, true);
     }
     prefetch_item<T>(p.x, s, s.C, item + 1);
     prefetch_item<T>(p.grad_y, s, s.O, item + 1);
+    if (p.stats.y.data) prefetch_item<T>(p.stats.y, s, s.O, item + 1);
     if (needs_h) gemm(g, Op, 1, p.weight, s.K * Cp, h, s.K * Cp, R, s.K * Cp, s.O, false);
     if (p.needs_adjacency)
       for (int64_t k = 0; k < s.K; ++k) add_dots(x, h + k * Cp, frames, s.V, Cp, s.K * Cp, Cp, grad_adjacency + k * s.V * s.V);
@@ -272,7 +273,7 @@ void backward(const GraphConvBackward& p, int64_t begin, int64_t end, const Grap
       aggregate.backward(h, grad_x, frames, Cp);
       store_tile<T>(grad_x, p.grad_x, s.C, plane, b, t * s.V, R);
     }
-    if (p.bias) {
+    if (through_bias) {
       for (int64_t r = 0; r < R; ++r)
         for (int64_t o = 0; o < Op; o += kLanes) {
           float* total = grad_sum + r % s.V * Op + o;

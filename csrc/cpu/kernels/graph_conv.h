@@ -29,10 +29,11 @@ struct GraphConvBackward {
   GraphConvShape shape;
   Dtype dtype;
   MapData x, grad_y, grad_x;  // grad_x.data is null where not asked for
+  StatsGradient stats;
   const float* weight;        // packed (O, K * Cp)
   const float* adjacency;
   const float* bias;
-  bool needs_weight, needs_adjacency;
+  bool needs_weight, needs_adjacency, needs_bias;
 };
 
 // What one chunk of items adds up; chunks are merged in their order, so that results repeat bit for bit.

@@ -17,4 +17,10 @@ struct MapData {
   int64_t pitch;
 };
 
+// What the gradients of a map's channel sums add to its own: offset[c] + slope[c] * y, zero in the padding of the channels.
+struct StatsGradient {
+  MapData y;  // data is null where only the sum was used
+  const float *offset, *slope;  // (padded(channels)); null where no sum was used
+};
+
 }  // namespace skelops

@@ -35,6 +35,24 @@ const float* load_tile(const MapData& map, int64_t channels, int64_t plane, int6
   return tile;
 }
 
+// A tile of the gradient of a map, those of its channel sums included: (R, padded), never written to the map itself.
+template <typename T>
+const float* load_gradient(const MapData& grad, const StatsGradient& stats, int64_t channels, int64_t plane, int64_t b, int64_t row, int64_t R,
+                           int slot, int y_slot) {
+  if (!stats.offset) return load_tile<T>(grad, channels, plane, b, row, R, slot);
+  const int64_t width = padded(channels);
+  int64_t ldg, ldy = 0;
+  const float* g = load_tile<T>(grad, channels, plane, b, row, R, slot, &ldg);
+  const float* y = stats.y.data ? load_tile<T>(stats.y, channels, plane, b, row, R, y_slot, &ldy) : nullptr;
+  float* tile = scratch(slot, R * width);
+  for (int64_t r = 0; r < R; ++r)
+    for (int64_t c = 0; c < width; c += kLanes) {
+      const Vec value = load(g + r * ldg + c) + load(stats.offset + c);
+      store(tile + r * width + c, y ? value + load(stats.slope + c) * load(y + r * ldy + c) : value);
+    }
+  return tile;
+}
+
 // Writes a tile (R, padded) to where load_tile would read it.
 template <typename T>
 void store_tile(const float* tile, const MapData& map, int64_t channels, int64_t plane, int64_t b, int64_t row, int64_t R) {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,26 +10,13 @@ from torch import Tensor
 from skelops._checks import Shapes, same_device, same_dtype
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import Op
+from skelops._stats import MapStats
 from skelops.ops.graph_conv import reference
-
-
-class GraphConvStats(NamedTuple):
-    """What `graph_conv` returns with ``stats=True``.
-
-    Attributes:
-        output: the map (B, O, T, V).
-        sum: sum of every output channel over B, T and V, (O,), float32 (float64 for float64 maps).
-        square_sum: the same of the squares.
-    """
-
-    output: Tensor
-    sum: Tensor
-    square_sum: Tensor
 
 
 def graph_conv(
     x: Tensor, weight: Tensor, adjacency: Tensor, bias: Tensor | None = None, *, stats: bool = False
-) -> Tensor | GraphConvStats:
+) -> Tensor | MapStats:
     """Graph convolution over joints, with one weight matrix per adjacency subset.
 
     ::
@@ -40,16 +27,16 @@ def graph_conv(
     for float32 and bfloat16. Every input has a gradient; the map between projection and aggregation is never stored.
 
     Args:
-        x: feature map (B, C, T, V), contiguous or channels_last (other strides are copied once); the output and the
-            gradient keep the format.
+        x: feature map (B, C, T, V), contiguous or channels_last, also as a slice of the channels of a channels_last map
+            (other strides are copied once); the output and the gradient keep the format.
         weight: (K, O, C).
         adjacency: (K, V, V) shared by the batch, or (B, K, V, V) per sample.
         bias: (K, O), or None.
-        stats: also return the sum and the sum of squares of every output channel, from the same pass: what BatchNorm
-            needs. Both are differentiable.
+        stats: also return the sum and the sum of squares of every output channel in float64, from the same pass: what
+            BatchNorm needs. Both are differentiable; their gradients join that of the map while it is read.
 
     Returns:
-        y (B, O, T, V) in the dtype of ``x``, or `GraphConvStats`.
+        y (B, O, T, V) in the dtype of ``x``, or `MapStats`.
 
     Raises:
         TypeError: an argument is no floating-point tensor, or the dtypes differ outside autocast.
@@ -67,7 +54,7 @@ def graph_conv(
     same_device(x=x, weight=weight, adjacency=adjacency, bias=bias)
     same_dtype(x=x, weight=weight, adjacency=adjacency, bias=bias)
     output, total, square_sum = _op(x, weight, adjacency, bias, stats)
-    return GraphConvStats(output, total, square_sum) if stats else output
+    return MapStats(output, total, square_sum) if stats else output
 
 
 def _outputs(
@@ -76,9 +63,8 @@ def _outputs(
     B, _, T, V = x.shape
     O = weight.shape[1]
     y = empty_map(x, (B, O, T, V), is_channels_last(x))
-    wide = torch.promote_types(x.dtype, torch.float32)
     n = O if stats else 0
-    return y, x.new_empty(n, dtype=wide), x.new_empty(n, dtype=wide)
+    return y, x.new_empty(n, dtype=torch.float64), x.new_empty(n, dtype=torch.float64)
 
 
 def _backward_outputs(
@@ -87,15 +73,19 @@ def _backward_outputs(
     weight: Tensor,
     adjacency: Tensor,
     bias: Tensor | None,
+    y: Tensor | None,
+    grad_sum: Tensor | None,
+    grad_square_sum: Tensor | None,
     needs_x: bool,
     needs_weight: bool,
     needs_adjacency: bool,
+    needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     def like(tensor: Tensor | None, needed: bool) -> Tensor:
         return x.new_empty(tensor.shape if tensor is not None and needed else 0)
 
     grad_x = empty_map(x, x.shape, is_channels_last(x)) if needs_x else x.new_empty(0)
-    return grad_x, like(weight, needs_weight), like(adjacency, needs_adjacency), like(bias, True)
+    return grad_x, like(weight, needs_weight), like(adjacency, needs_adjacency), like(bias, needs_bias)
 
 
 def _forward_on_eager(x: Tensor, weight: Tensor, *others: Any) -> bool:
@@ -116,8 +106,9 @@ _op = Op(
     eager_wins=_forward_on_eager,
 )
 _op_backward = Op(
-    "graph_conv_backward(Tensor grad, Tensor x, Tensor weight, Tensor adjacency, Tensor? bias, bool needs_x,"
-    " bool needs_weight, bool needs_adjacency) -> (Tensor, Tensor, Tensor, Tensor)",
+    "graph_conv_backward(Tensor grad, Tensor x, Tensor weight, Tensor adjacency, Tensor? bias, Tensor? y,"
+    " Tensor? grad_sum, Tensor? grad_square_sum, bool needs_x, bool needs_weight, bool needs_adjacency,"
+    " bool needs_bias) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.graph_conv_backward,
     outputs=_backward_outputs,
     eager_wins=_many_joints,
@@ -136,13 +127,13 @@ def _backward(
     x, weight, adjacency, bias, y = ctx.saved_tensors
     if grad is None:
         grad = weight.new_zeros(x.shape[0], weight.shape[1], *x.shape[2:])
-    if y is not None and grad_sum is not None:
-        grad = grad + grad_sum[:, None, None].to(grad.dtype)
-    if y is not None and grad_square_sum is not None:
-        grad = grad + (2 * grad_square_sum[:, None, None] * y).to(grad.dtype)
-    needs = ctx.needs_input_grad
-    results = _op_backward(grad, x, weight, adjacency, bias, needs[0], needs[1], needs[2])
-    return (*(result if need else None for result, need in zip(results, needs, strict=False)), None)
+    if y is None:  # the sums are empty
+        grad_sum = grad_square_sum = None
+    elif grad_square_sum is None:
+        y = None
+    needs = ctx.needs_input_grad[:4]
+    results = _op_backward(grad, x, weight, adjacency, bias, y, grad_sum, grad_square_sum, *needs)
+    return (*(result if need else None for result, need in zip(results, needs, strict=True)), None)
 
 
 _op.differentiable(_setup_context, _backward)

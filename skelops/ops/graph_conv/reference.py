@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+from skelops._stats import with_stats_gradient
+
 
 def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(B, C, T, V) -> (B, K, O, T, V): the 1x1 convolution of every subset."""
@@ -22,9 +24,9 @@ def graph_conv(
     x: Tensor, weight: Tensor, adjacency: Tensor, bias: Tensor | None, stats: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     y = torch.einsum(f"bkotv,{_edges(adjacency)}->botw", _project(x, weight, bias), adjacency)
-    wide = y.to(torch.promote_types(y.dtype, torch.float32))
     if not stats:
-        return y, wide.new_empty(0), wide.new_empty(0)
+        return y, y.new_empty(0, dtype=torch.float64), y.new_empty(0, dtype=torch.float64)
+    wide = y.double()
     return y, wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))
 
 
@@ -34,10 +36,15 @@ def graph_conv_backward(
     weight: Tensor,
     adjacency: Tensor,
     bias: Tensor | None,
+    y: Tensor | None,
+    grad_sum: Tensor | None,
+    grad_square_sum: Tensor | None,
     needs_x: bool,
     needs_weight: bool,
     needs_adjacency: bool,
+    needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad = with_stats_gradient(grad, y, grad_sum, grad_square_sum)
     K, O, C = weight.shape
     edges = _edges(adjacency)
     spread = torch.einsum(f"botw,{edges}->bkotv", grad, adjacency)
@@ -48,12 +55,12 @@ def graph_conv_backward(
         weight.reshape(K * O, C, 1, 1),
         None if bias is None else [K * O],
         *([1, 1], [0, 0], [1, 1], False, [0, 0], 1),  # stride, padding, dilation, transposed, output padding, groups
-        [needs_x, needs_weight, bias is not None],
+        [needs_x, needs_weight, needs_bias],
     )
     none = x.new_empty(0)
     return (
         grad_x if needs_x else none,
         grad_weight.view(K, O, C) if needs_weight else none,
         torch.einsum(f"bkotv,botw->{edges}", _project(x, weight, bias), grad) if needs_adjacency else none,
-        none if bias is None else grad_bias.view(K, O),
+        grad_bias.view(K, O) if needs_bias else none,
     )

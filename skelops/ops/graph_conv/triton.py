@@ -6,6 +6,8 @@ kernel takes strides, so both memory formats run natively. Reductions over the b
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -36,6 +38,36 @@ def _joints(x, b, t0, c0, T, V, C, stride_b, stride_c, stride_t, stride_v, BT: t
 
 
 @triton.jit
+def _gradient_rows(grad, y, of_sum, of_square_sum, b, t0, c0, T, V, C, g_b, g_c, g_t, g_v, y_b, y_c, y_t, y_v, BT: tl.constexpr, BC: tl.constexpr, BV: tl.constexpr):  # fmt: skip  # noqa: E501
+    """`_rows` of the gradient of y, with what those of its sums add where they are given."""
+    g = _rows(grad, b, t0, c0, T, V, C, g_b, g_c, g_t, g_v, BT, BC, BV)
+    if of_sum is not None:
+        i = tl.arange(0, BT * BC)
+        t, c, v = t0 + i // BC, c0 + i % BC, tl.arange(0, BV)
+        total = g.to(tl.float32) + tl.load(of_sum + c, mask=c < C, other=0.0).to(tl.float32)[:, None]
+        if y is not None:
+            slope = 2 * tl.load(of_square_sum + c, mask=c < C, other=0.0).to(tl.float32)
+            total += slope[:, None] * _rows(y, b, t0, c0, T, V, C, y_b, y_c, y_t, y_v, BT, BC, BV).to(tl.float32)
+        g = tl.where(((t < T) & (c < C))[:, None] & (v < V)[None, :], total, 0.0).to(g.dtype)
+    return g
+
+
+@triton.jit
+def _gradient_joints(grad, y, of_sum, of_square_sum, b, t0, c0, T, V, C, g_b, g_c, g_t, g_v, y_b, y_c, y_t, y_v, BT: tl.constexpr, BC: tl.constexpr, BV: tl.constexpr):  # fmt: skip  # noqa: E501
+    """`_joints` of the gradient of y, with what those of its sums add where they are given."""
+    g = _joints(grad, b, t0, c0, T, V, C, g_b, g_c, g_t, g_v, BT, BC, BV)
+    if of_sum is not None:
+        i = tl.arange(0, BT * BV)
+        t, v, c = t0 + i // BV, i % BV, c0 + tl.arange(0, BC)
+        total = g.to(tl.float32) + tl.load(of_sum + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+        if y is not None:
+            slope = 2 * tl.load(of_square_sum + c, mask=c < C, other=0.0).to(tl.float32)
+            total += slope[None, :] * _joints(y, b, t0, c0, T, V, C, y_b, y_c, y_t, y_v, BT, BC, BV).to(tl.float32)
+        g = tl.where(((t < T) & (v < V))[:, None] & (c < C)[None, :], total, 0.0).to(g.dtype)
+    return g
+
+
+@triton.jit
 def _subset(adjacency, b, k, V, stride_b, stride_k, stride_v, stride_w, BV: tl.constexpr):
     """One subset of the adjacency (BV, BV), zeros outside."""
     v, w = tl.arange(0, BV), tl.arange(0, BV)
@@ -52,10 +84,11 @@ def _aggregate(rows, edges, BT: tl.constexpr, BC: tl.constexpr, BV: tl.constexpr
 
 @triton.jit
 def _graph_conv(
-    x, weight, adjacency, bias, y, sums, C, O, T, V, K,
-    x_b, x_c, x_t, x_v, w_k, w_o, w_c, a_b, a_k, a_v, a_w, y_b, y_c, y_t, y_v,
+    x, y, of_sum, of_square_sum, weight, adjacency, bias, out, sums, C, O, T, V, K,
+    x_b, x_c, x_t, x_v, y_b, y_c, y_t, y_v, w_k, w_o, w_c, a_b, a_k, a_v, a_w, o_b, o_c, o_t, o_v,
     BT: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    """The convolution of x, or of the gradient x of a map y."""
     block, b = tl.program_id(0), tl.program_id(2).to(tl.int64)
     o = tl.program_id(1) * BO + tl.arange(0, BO)
     t0 = block * BT
@@ -68,7 +101,9 @@ def _graph_conv(
             acc += reach[:, None] * tl.load(bias + k * O + o, mask=o < O, other=0.0).to(tl.float32)[None, :]
     for c0 in range(0, C, BC):
         c = c0 + tl.arange(0, BC)
-        rows = _rows(x, b, t0, c0, T, V, C, x_b, x_c, x_t, x_v, BT, BC, BV)
+        rows = _gradient_rows(
+            x, y, of_sum, of_square_sum, b, t0, c0, T, V, C, x_b, x_c, x_t, x_v, y_b, y_c, y_t, y_v, BT, BC, BV
+        )
         for k in range(K):
             edges = _subset(adjacency, b, k, V, a_b, a_k, a_v, a_w, BV)
             w = tl.load(
@@ -81,8 +116,8 @@ def _graph_conv(
     values = tl.permute(tl.reshape(acc, (BT, BV, BO)), (2, 0, 1))
     t, v = t0 + tl.arange(0, BT), tl.arange(0, BV)
     frames = ((t < T)[:, None] & (v < V)[None, :])[None, :, :]
-    at = o.to(tl.int64)[:, None, None] * y_c + t.to(tl.int64)[None, :, None] * y_t + v[None, None, :] * y_v
-    tl.store(y + b * y_b + at, values, mask=(o < O)[:, None, None] & frames)
+    at = o.to(tl.int64)[:, None, None] * o_c + t.to(tl.int64)[None, :, None] * o_t + v[None, None, :] * o_v
+    tl.store(out + b * o_b + at, values, mask=(o < O)[:, None, None] & frames)
     if sums is not None:
         kept = tl.where(frames, values, 0.0)
         at = ((b * tl.num_programs(0) + block) * 2) * O + o
@@ -92,8 +127,8 @@ def _graph_conv(
 
 @triton.jit
 def _weight_gradient(
-    grad, x, adjacency, weights, biases, C, O, T, V, K, items,
-    g_b, g_c, g_t, g_v, x_b, x_c, x_t, x_v, a_b, a_k, a_v, a_w,
+    grad, y, of_sum, of_square_sum, x, adjacency, weights, biases, C, O, T, V, K, items,
+    g_b, g_c, g_t, g_v, y_b, y_c, y_t, y_v, x_b, x_c, x_t, x_v, a_b, a_k, a_v, a_w,
     BT: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradient of weight (and bias) over one share of the items, an item being BT frames of one row."""
@@ -106,7 +141,10 @@ def _weight_gradient(
         b, t0 = (item // t_blocks).to(tl.int64), item % t_blocks * BT
         edges = _subset(adjacency, b, k, V, a_b, a_k, a_v, a_w, BV)
         rows = _rows(x, b, t0, c0, T, V, C, x_b, x_c, x_t, x_v, BT, BC, BV)
-        g = tl.trans(_joints(grad, b, t0, o0, T, V, O, g_b, g_c, g_t, g_v, BT, BO, BV))
+        g = _gradient_joints(
+            grad, y, of_sum, of_square_sum, b, t0, o0, T, V, O, g_b, g_c, g_t, g_v, y_b, y_c, y_t, y_v, BT, BO, BV
+        )
+        g = tl.trans(g)
         acc = tl.dot(g, _aggregate(rows, edges, BT, BC, BV, PRECISION), acc, input_precision=PRECISION)
         if biases is not None:
             reach = tl.sum(edges.to(tl.float32), 0)
@@ -121,8 +159,8 @@ def _weight_gradient(
 
 @triton.jit
 def _adjacency_gradient(
-    grad, x, weight, bias, edges, C, O, T, V, K, items,
-    g_b, g_c, g_t, g_v, x_b, x_c, x_t, x_v, w_k, w_o, w_c,
+    grad, y, of_sum, of_square_sum, x, weight, bias, edges, C, O, T, V, K, items,
+    g_b, g_c, g_t, g_v, y_b, y_c, y_t, y_v, x_b, x_c, x_t, x_v, w_k, w_o, w_c,
     BT: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradient of one subset over one share of the items of a group of rows: all of them, or one with its own."""
@@ -145,7 +183,9 @@ def _adjacency_gradient(
                 )
                 joints = _joints(x, b, t0, c0, T, V, C, x_b, x_c, x_t, x_v, BT, BC, BV)
                 projected = tl.dot(joints, w, projected, input_precision=PRECISION)
-            g = _rows(grad, b, t0, o0, T, V, O, g_b, g_c, g_t, g_v, BT, BO, BV)
+            g = _gradient_rows(
+                grad, y, of_sum, of_square_sum, b, t0, o0, T, V, O, g_b, g_c, g_t, g_v, y_b, y_c, y_t, y_v, BT, BO, BV
+            )
             p = tl.permute(tl.reshape(projected.to(g.dtype), (BT, BV, BO)), (1, 0, 2))
             acc = tl.dot(tl.reshape(p, (BV, BT * BO)), g, acc, input_precision=PRECISION)
     v, w = tl.arange(0, BV), tl.arange(0, BV)
@@ -154,39 +194,62 @@ def _adjacency_gradient(
     tl.store(edges + at, acc, mask=(v < V)[:, None] & (w < V)[None, :])
 
 
-def _setting(kernel: str, x: Tensor) -> tuple[int, Tile, str]:
+def _setting(kernel: str, source: _Source) -> tuple[int, Tile, str]:
     """Joints in registers, the tile, and the precision of products."""
+    x = source.x
     BV = max(16, triton.next_power_of_2(x.shape[3]))
     case = ("float32" if x.dtype == torch.float32 else "16-bit") + (" wide" if BV > 32 else "")
+    case += " stats" if source.of_sum is not None else ""
     return BV, tile(kernel, x.device, case), dot_precision(x.dtype)
 
 
+class _Source(NamedTuple):
+    """A map to convolve; or the gradient of a map y with those of its sums, y being None without its squares."""
+
+    x: Tensor
+    y: Tensor | None = None
+    of_sum: Tensor | None = None
+    of_square_sum: Tensor | None = None
+
+    def strides(self) -> tuple[int, ...]:
+        return (*self.x.stride(), *((0, 0, 0, 0) if self.y is None else self.y.stride()))
+
+
+def _gradient(grad: Tensor, y: Tensor | None, of_sum: Tensor | None, of_square_sum: Tensor | None) -> _Source:
+    grad, _ = kernel_map(grad)
+    if of_square_sum is None:
+        return _Source(grad) if of_sum is None else _Source(grad, None, of_sum.contiguous())
+    of_sum = torch.zeros_like(of_square_sum) if of_sum is None else of_sum
+    return _Source(grad, y, of_sum.contiguous(), of_square_sum.contiguous())
+
+
 def _convolve(
-    x: Tensor, weight: Tensor, adjacency: Tensor, bias: Tensor | None, y: Tensor, stats: list[Tensor]
+    source: _Source, weight: Tensor, adjacency: Tensor, bias: Tensor | None, out: Tensor, stats: list[Tensor]
 ) -> None:
     """The kernel of the forward pass; with transposed operands also that of the gradient of x."""
-    x, _ = kernel_map(x)
+    x = source.x
     B, C, T, V = x.shape
     K, O, _ = weight.shape
-    BV, sizes, precision = _setting("graph_conv", x)
+    BV, sizes, precision = _setting("graph_conv", source)
     grid = (triton.cdiv(T, sizes["BT"]), triton.cdiv(O, sizes["BO"]), B)
     sums = x.new_empty(B * grid[0], 2, O, dtype=torch.float32) if stats else None
     a_b = adjacency.stride(0) if adjacency.dim() == 4 else 0
-    strides = (*x.stride(), *weight.stride(), a_b, *adjacency.stride()[-3:], *y.stride())
+    strides = (*source.strides(), *weight.stride(), a_b, *adjacency.stride()[-3:], *out.stride())
     bias = bias if bias is None else bias.contiguous()
     launch(
-        _graph_conv, grid, x.device, x, weight, adjacency, bias, y, sums, C, O, T, V, K, *strides,
+        _graph_conv, grid, x.device, *source, weight, adjacency, bias, out, sums, C, O, T, V, K, *strides,
         BV=BV, PRECISION=precision, **sizes,
     )  # fmt: skip
-    if sums is not None:
-        for out, total in zip(stats, sums.sum(0), strict=True):
-            out.copy_(total)
+    for i, total in enumerate(stats):
+        assert sums is not None
+        torch.sum(sums[:, i], 0, dtype=torch.float64, out=total)
 
 
 def graph_conv(
     x: Tensor, weight: Tensor, adjacency: Tensor, bias: Tensor | None, stats: bool, outputs: list[Tensor]
 ) -> None:
-    _convolve(x, weight, adjacency, bias, outputs[0], outputs[1:] if stats else [])
+    x, _ = kernel_map(x)
+    _convolve(_Source(x), weight, adjacency, bias, outputs[0], outputs[1:] if stats else [])
 
 
 def graph_conv_backward(
@@ -195,59 +258,64 @@ def graph_conv_backward(
     weight: Tensor,
     adjacency: Tensor,
     bias: Tensor | None,
+    y: Tensor | None,
+    grad_sum: Tensor | None,
+    grad_square_sum: Tensor | None,
     needs_x: bool,
     needs_weight: bool,
     needs_adjacency: bool,
+    needs_bias: bool,
     outputs: list[Tensor],
 ) -> None:
-    grad, _ = kernel_map(grad)
+    source = _gradient(grad, y, grad_sum, grad_square_sum)
     x, _ = kernel_map(x)
     of_x, of_weight, of_adjacency, of_bias = outputs
     if needs_x:
-        _convolve(grad, weight.transpose(1, 2), adjacency.mT, None, of_x, [])
-    if needs_weight or bias is not None:
-        _reduce_weight(grad, x, weight, adjacency, of_weight if needs_weight else None, of_bias, bias is not None)
+        _convolve(source, weight.transpose(1, 2), adjacency.mT, None, of_x, [])
+    if needs_weight or needs_bias:
+        out = of_weight if needs_weight else None
+        _reduce_weight(source, x, weight, adjacency, out, of_bias if needs_bias else None)
     if needs_adjacency:
-        _reduce_adjacency(grad, x, weight, adjacency, bias, of_adjacency)
+        _reduce_adjacency(source, x, weight, adjacency, bias, of_adjacency)
 
 
 def _reduce_weight(
-    grad: Tensor, x: Tensor, weight: Tensor, adjacency: Tensor, out: Tensor | None, of_bias: Tensor, with_bias: bool
+    source: _Source, x: Tensor, weight: Tensor, adjacency: Tensor, out: Tensor | None, of_bias: Tensor | None
 ) -> None:
     B, C, T, V = x.shape
     K, O, _ = weight.shape
-    BV, sizes, precision = _setting("graph_conv_weight", x)
+    BV, sizes, precision = _setting("graph_conv_weight", source)
     items = B * triton.cdiv(T, sizes["BT"])
     blocks = triton.cdiv(O, sizes["BO"]) * triton.cdiv(C, sizes["BC"])
     shares = splits(x.device, items, K * blocks)
     weights = x.new_empty(shares, K, O, C, dtype=torch.float32)
-    biases = x.new_empty(shares, K, O, dtype=torch.float32) if with_bias else None
+    biases = x.new_empty(shares, K, O, dtype=torch.float32) if of_bias is not None else None
     a_b = adjacency.stride(0) if adjacency.dim() == 4 else 0
-    strides = (*grad.stride(), *x.stride(), a_b, *adjacency.stride()[-3:])
+    strides = (*source.strides(), *x.stride(), a_b, *adjacency.stride()[-3:])
     launch(
-        _weight_gradient, (shares, K, blocks), x.device, grad, x, adjacency, weights, biases, C, O, T, V, K, items,
+        _weight_gradient, (shares, K, blocks), x.device, *source, x, adjacency, weights, biases, C, O, T, V, K, items,
         *strides, BV=BV, PRECISION=precision, **sizes,
     )  # fmt: skip
     if out is not None:
         out.copy_(weights.sum(0))
-    if biases is not None:
+    if of_bias is not None and biases is not None:
         of_bias.copy_(biases.sum(0))
 
 
 def _reduce_adjacency(
-    grad: Tensor, x: Tensor, weight: Tensor, adjacency: Tensor, bias: Tensor | None, out: Tensor
+    source: _Source, x: Tensor, weight: Tensor, adjacency: Tensor, bias: Tensor | None, out: Tensor
 ) -> None:
     B, C, T, V = x.shape
     K, O, _ = weight.shape
-    BV, sizes, precision = _setting("graph_conv_adjacency", x)
+    BV, sizes, precision = _setting("graph_conv_adjacency", source)
     groups = B if adjacency.dim() == 4 else 1
     items = B // max(groups, 1) * triton.cdiv(T, sizes["BT"])
     shares = splits(x.device, items, K * groups)
     edges = x.new_empty(groups, shares, K, V, V, dtype=torch.float32)
     bias = bias if bias is None else bias.contiguous()
-    strides = (*grad.stride(), *x.stride(), *weight.stride())
+    strides = (*source.strides(), *x.stride(), *weight.stride())
     launch(
-        _adjacency_gradient, (shares, K, groups), x.device, grad, x, weight, bias, edges, C, O, T, V, K, items,
-        *strides, BV=BV, PRECISION=precision, **sizes,
+        _adjacency_gradient, (shares, K, groups), x.device, *source, x, weight, bias, edges, C, O, T, V, K,
+        items, *strides, BV=BV, PRECISION=precision, **sizes,
     )  # fmt: skip
     out.copy_(edges.sum(1).view_as(out))

@@ -1,0 +1,52 @@
+"""2s-AGCN's stream (Shi et al., CVPR 2019)."""
+
+from __future__ import annotations
+
+from skelops.methods.encoders.encoder import Encoder
+from skelops.methods.encoders.unit import Unit, UnitTCN, shortcut, ten_blocks
+from torch import Tensor, nn
+
+from skelops.graphs import Layout, adjacency
+from skelops.nn import AdaptiveGraphConv
+
+
+class AGCN(Encoder):
+    """Clips (N, C, T, V, M) to features (N, 4 width).
+
+    Ten units of widths w, w, w, w, 2w, 2w, 2w, 4w, 4w, 4w: an adaptive graph convolution, whose topology is the graph,
+    a learned part and the samples' own, and a 9x1 convolution; units 5 and 8 halve the frames, so the last map has
+    ceil(T / 4) frames. Names of parameters and buffers are those of the released ``model/agcn.py`` (without ``fc``).
+
+    Args:
+        layout: joint layout, fixes V.
+        in_channels: C, coordinates per joint.
+        bodies: M; joints of every body are normalised apart.
+        width: w, a multiple of 4.
+        strategy: adjacency strategy of `skelops.graphs.adjacency`.
+
+    Raises:
+        ValueError: unknown layout or strategy, or clips of another shape.
+    """
+
+    def __init__(
+        self,
+        layout: str | Layout = "ntu",
+        in_channels: int = 3,
+        bodies: int = 2,
+        width: int = 64,
+        strategy: str = "agcn",
+    ) -> None:
+        super().__init__(layout, in_channels, 4 * width, bodies=bodies, width=width, strategy=strategy)
+        graph = adjacency(self.layout, strategy)
+        self.data_bn = nn.BatchNorm1d(bodies * in_channels * self.layout.num_joints)
+        for i, (inputs, outputs, stride) in enumerate(ten_blocks(in_channels, width)):
+            residual = shortcut(inputs, outputs, stride) if i else None
+            unit = Unit(AdaptiveGraphConv(inputs, outputs, graph), UnitTCN(outputs, outputs, stride), residual)
+            self.add_module(f"l{i + 1}", unit)
+
+    def feature_map(self, clips: Tensor) -> Tensor:
+        """The last map (N * M, 4 width, ceil(T / 4), V), clip-major."""
+        x = self._bodies(clips, self.data_bn, together=True)
+        for i in range(1, 11):
+            x = self._run(self.get_submodule(f"l{i}"), x)
+        return x

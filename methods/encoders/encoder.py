@@ -1,0 +1,120 @@
+"""What every encoder has in common: clips in, pooled features or the last map out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import skelops
+from skelops.graphs import Layout, get_layout
+
+
+@contextmanager
+def _running_statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Batch statistics as in training, but running statistics stay: a batch that is seen again counts once."""
+    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+class Encoder(nn.Module, ABC):
+    """Clips (N, C, T, V, M) to features (N, feature_dim).
+
+    Bodies are rows of the batch, absent ones (all zeros) included. Maps are channels_last throughout.
+
+    Args:
+        layout: joint layout, fixes V.
+        in_channels: C, coordinates per joint.
+        feature_dim: channels of the pooled feature.
+        arguments: what builds the same encoder again, beside the layout and the coordinates.
+
+    Attributes:
+        arguments: all of it: ``type(encoder)(**encoder.arguments)`` is a twin without the weights.
+        fc: the projector or classifier of a framework; `forward` applies it, `features` does not.
+        checkpointing: whether blocks recompute their maps in the backward pass instead of keeping them; a third more
+            time for less than a third of the memory.
+    """
+
+    #: Frames of the clip per frame of the last map.
+    temporal_stride = 4
+
+    def __init__(self, layout: str | Layout, in_channels: int, feature_dim: int, /, **arguments: Any) -> None:
+        super().__init__()
+        self.layout = get_layout(layout)
+        self.in_channels, self.feature_dim = in_channels, feature_dim
+        self.arguments = {"layout": self.layout.name, "in_channels": in_channels, **arguments}
+        self.checkpointing = False
+        self.fc: nn.Module = nn.Identity()
+
+    @abstractmethod
+    def feature_map(self, clips: Tensor) -> Tensor:
+        """The last map before pooling, (N * M, channels, frames, V), clip-major."""
+
+    def features(self, clips: Tensor) -> Tensor:
+        """Pooled features (N, feature_dim): mean over frames and joints, then over bodies."""
+        return skelops.squeeze_pool(self.feature_map(clips), bodies=clips.shape[4]).mean
+
+    def masked_features(self, clips: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, feature_dim) inside and outside a mask (frames, V) of the last map.
+
+        The spatio-temporal mask pooling of SkeleMixCLR; each is the mean over its own cells, then over bodies.
+        """
+        bodies = clips.shape[4]
+        inside, outside = skelops.mask_pool(self.feature_map(clips), mask)
+        return inside.unflatten(0, (-1, bodies)).mean(1), outside.unflatten(0, (-1, bodies)).mean(1)
+
+    def forward(self, clips: Tensor, mask: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """`fc` on `features`, or on both `masked_features`, one after the other as released: a batch normalisation in
+        `fc` sees each by itself."""
+        if mask is None:
+            return self.fc(self.features(clips))
+        inside, outside = self.masked_features(clips, mask)
+        return self.fc(inside), self.fc(outside)
+
+    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        """A block, checkpointed where asked for; a recomputed pass leaves the running statistics alone."""
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return block(*inputs)
+        return checkpoint(
+            block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _running_statistics_kept(block))
+        )
+
+    def _bodies(self, clips: Tensor, data_bn: nn.BatchNorm1d | None, together: bool = False) -> Tensor:
+        """Clips as a channels_last map (N * M, C, T, V), its coordinates normalised joint by joint.
+
+        Args:
+            clips: (N, C, T, V, M).
+            data_bn: over V * C features, joints first, or M * V * C with ``together``; None: as they come.
+            together: whether the bodies of a clip are normalised apart, each its own features.
+
+        Raises:
+            ValueError: clips of another shape.
+        """
+        N, C, T, V, M = self._check(clips)
+        if data_bn is not None and together:
+            rows = clips.permute(0, 2, 4, 3, 1).reshape(N * T, M * V * C)
+            if rows.shape[1] != data_bn.num_features:
+                bodies = data_bn.num_features // (V * C)
+                raise ValueError(f"clips: expected {bodies} bodies, got shape {tuple(clips.shape)}")
+            rows = data_bn(rows).view(N, T, M, V, C).transpose(1, 2).reshape(N * M, T, V, C)
+        else:
+            rows = clips.permute(0, 4, 2, 3, 1).reshape(N * M * T, V * C)
+            rows = (rows if data_bn is None else data_bn(rows)).view(N * M, T, V, C)
+        return rows.permute(0, 3, 1, 2)
+
+    def _check(self, clips: Tensor) -> torch.Size:
+        channels, joints = self.in_channels, self.layout.num_joints
+        if clips.dim() != 5 or clips.shape[1] != channels or clips.shape[3] != joints:
+            raise ValueError(f"clips: expected shape (N, {channels}, T, {joints}, M), got {tuple(clips.shape)}")
+        return clips.shape

@@ -1,0 +1,103 @@
+"""HCN (Li et al., IJCAI 2018), as its common re-implementation has it."""
+
+from __future__ import annotations
+
+import torch
+from skelops.methods.encoders.encoder import Encoder
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, interpolate, max_pool2d, relu
+
+from skelops.graphs import Layout
+from skelops.ops.temporal_conv import temporal_conv
+
+
+class HCN(Encoder):
+    """Clips (N, C, T, V, M) to features (N, feature_dim): co-occurrence features, joints becoming channels.
+
+    Two branches, positions and their differences between frames: convolutions 1x1 (to w channels) and 3x1 (to T
+    channels) joint by joint; then joints and channels change places, and 3x3 convolutions with max-pooling run over
+    (frames, former channels). Both are concatenated, convolved further, maximised over bodies, and go through a linear
+    layer. Names are those of HCN-pytorch (``conv1.0`` to ``conv6.0``, with ``m`` for the motion branch, ``fc7.0``; its
+    ``fc8`` is the classifier).
+
+    Args:
+        layout: joint layout, fixes V.
+        in_channels: C, coordinates per joint.
+        frames: T, which fixes the size of the linear layer; at least 16.
+        width: w.
+        feature_dim: outputs of the linear layer.
+        dropout: of whole channels after convolutions 4 to 6, and of features.
+
+    Raises:
+        ValueError: unknown layout, fewer than 16 frames, or clips of another shape.
+    """
+
+    temporal_stride = 1
+
+    def __init__(
+        self,
+        layout: str | Layout = "ntu",
+        in_channels: int = 3,
+        frames: int = 64,
+        width: int = 64,
+        feature_dim: int = 512,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__(
+            layout, in_channels, feature_dim, frames=frames, width=width, feature_dim=feature_dim, dropout=dropout
+        )
+        if frames < 16:
+            raise ValueError(f"frames: expected at least 16, got {frames}")
+        self.frames, joints = frames, self.layout.num_joints
+        self.dropout = nn.Dropout2d(dropout)
+        self.feature_dropout = nn.Dropout(dropout)
+
+        def layer(module: nn.Module) -> nn.ModuleDict:
+            return nn.ModuleDict({"0": module})
+
+        for suffix in ("", "m"):
+            self.add_module(f"conv1{suffix}", layer(nn.Conv2d(in_channels, width, 1)))
+            self.add_module(f"conv2{suffix}", nn.Conv2d(width, frames, (3, 1), padding=(1, 0)))
+            self.add_module(f"conv3{suffix}", layer(nn.Conv2d(joints, width // 2, 3, padding=1)))
+            self.add_module(f"conv4{suffix}", layer(nn.Conv2d(width // 2, width, 3, padding=1)))
+        self.conv5 = layer(nn.Conv2d(2 * width, 2 * width, 3, padding=1))
+        self.conv6 = layer(nn.Conv2d(2 * width, 4 * width, 3, padding=1))
+        self.fc7 = layer(nn.Linear(4 * width * (frames // 16) ** 2, feature_dim))
+
+    def feature_map(self, clips: Tensor) -> Tensor:
+        """The position branch before joints become channels, (N * M, frames, T, V), clip-major.
+
+        Pooling over frames and joints does not make the features of this encoder; a head that needs a map takes it.
+        """
+        self._check(clips)
+        return self._per_joint(self._bodies(clips, None), "")
+
+    def features(self, clips: Tensor) -> Tensor:
+        """Features (N, feature_dim)."""
+        N, C, T, V, M = self._check(clips)
+        if T != self.frames:
+            raise ValueError(f"clips: expected {self.frames} frames, got {T}")
+        positions = clips.permute(0, 4, 1, 2, 3).reshape(N * M, C, T, V)
+        motion = interpolate(positions[:, :, 1:] - positions[:, :, :-1], size=(T, V), mode="bilinear")
+        branches = []
+        for suffix, x in (("", positions), ("m", motion)):
+            # Joints become channels: (N * M, V, T, frames).
+            y = self._per_joint(x.contiguous(memory_format=torch.channels_last), suffix).permute(0, 3, 2, 1)
+            y = max_pool2d(self._convolve(y.contiguous(memory_format=torch.channels_last), f"conv3{suffix}"), 2)
+            branches.append(max_pool2d(self.dropout(self._convolve(y, f"conv4{suffix}")), 2))
+        y = torch.cat(branches, dim=1)
+        for name in ("conv5", "conv6"):
+            y = max_pool2d(self.dropout(relu(self._convolve(y, name))), 2)
+        linear = self.fc7["0"]
+        return self.feature_dropout(relu(linear(y.unflatten(0, (N, M)).amax(1).flatten(1))))
+
+    def _per_joint(self, x: Tensor, suffix: str) -> Tensor:
+        first, second = self.get_submodule(f"conv1{suffix}.0"), self.get_submodule(f"conv2{suffix}")
+        assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d)
+        y = relu(temporal_conv(x, first.weight.squeeze(3), first.bias))
+        return temporal_conv(y, second.weight.squeeze(3), second.bias)
+
+    def _convolve(self, x: Tensor, name: str) -> Tensor:
+        conv = self.get_submodule(f"{name}.0")
+        assert isinstance(conv, nn.Conv2d)
+        return conv2d(x, conv.weight, conv.bias, padding=1)

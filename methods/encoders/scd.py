@@ -1,0 +1,114 @@
+"""The two-branch encoder of SCD-Net (Wu et al., AAAI 2024)."""
+
+from __future__ import annotations
+
+import torch
+from skelops.methods.encoders.ctr_gcn import ctr_unit
+from skelops.methods.encoders.encoder import Encoder
+from torch import Tensor, nn
+
+from skelops.graphs import Layout, adjacency
+
+
+class Trunk(nn.Module):
+    """CTR-GCN trimmed to three units without strides, by the released names."""
+
+    def __init__(self, bodies: int, in_channels: int, width: int, graph: Tensor) -> None:
+        super().__init__()
+        self.data_bn = nn.BatchNorm1d(bodies * in_channels * graph.shape[1])
+        self.l1 = ctr_unit(in_channels, width, graph, residual=False)
+        self.l2 = ctr_unit(width, 4 * width, graph)
+        self.l3 = ctr_unit(4 * width, width, graph)
+
+
+def _embedding(inputs: int, hidden_dim: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden_dim), nn.LayerNorm(hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, hidden_dim)
+    )
+
+
+def _transformer(hidden_dim: int, heads: int, dropout: float) -> nn.TransformerEncoder:
+    layer = nn.TransformerEncoderLayer(hidden_dim, heads, hidden_dim, dropout, batch_first=True)
+    return nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+
+
+class SCDEncoder(Encoder):
+    """Clips (N, C, T, V, M) to features (N, 2 hidden_dim): those of time, then those of space.
+
+    Each branch is a trimmed CTR-GCN of its own (widths w, 4w, w; frames stay T), whose map is cut into tokens (one per
+    frame, or one per joint and body), embedded, and passed through one transformer layer; the maximum over tokens is
+    the feature of the branch. Names are those of the released ``scd_encoder.py`` (``gcn_t``, ``gcn_s``, ``channel_t``,
+    ``channel_s``, ``t_encoder``, ``s_encoder``).
+
+    Args:
+        layout: joint layout, fixes V.
+        in_channels: C, coordinates per joint.
+        bodies: M.
+        frames: T, which fixes the size of the embedding of joints.
+        width: w, a multiple of 8.
+        hidden_dim: width of the transformers.
+        heads: of the transformers.
+        dropout: of the transformers.
+
+    Raises:
+        ValueError: unknown layout, or clips of another shape.
+    """
+
+    temporal_stride = 1
+
+    def __init__(
+        self,
+        layout: str | Layout = "ntu",
+        in_channels: int = 3,
+        bodies: int = 2,
+        frames: int = 64,
+        width: int = 64,
+        hidden_dim: int = 2048,
+        heads: int = 8,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__(
+            layout,
+            in_channels,
+            2 * hidden_dim,
+            bodies=bodies,
+            frames=frames,
+            width=width,
+            hidden_dim=hidden_dim,
+            heads=heads,
+            dropout=dropout,
+        )
+        self.frames = frames
+        graph = adjacency(self.layout, "agcn")
+        self.gcn_t = Trunk(bodies, in_channels, width, graph)
+        self.gcn_s = Trunk(bodies, in_channels, width, graph)
+        self.channel_t = _embedding(bodies * self.layout.num_joints * width, hidden_dim)
+        self.channel_s = _embedding(frames * width, hidden_dim)
+        self.t_encoder = _transformer(hidden_dim, heads, dropout)
+        self.s_encoder = _transformer(hidden_dim, heads, dropout)
+
+    def feature_map(self, clips: Tensor) -> Tensor:
+        """The last map of the temporal branch, (N * M, width, T, V), clip-major."""
+        return self._trunk(self.gcn_t, clips)
+
+    def branch_features(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of time and of space, (N, hidden_dim) each."""
+        N, _, T, V, M = self._check(clips)
+        if T != self.frames:
+            raise ValueError(f"clips: expected {self.frames} frames, got {T}")
+        # Rows of maps are (n, m, t, v) with channels along them, so that tokens are copied in long pieces.
+        of_time = self._trunk(self.gcn_t, clips).permute(0, 2, 3, 1).reshape(N, M, T, -1).transpose(1, 2)
+        of_space = self._trunk(self.gcn_s, clips).permute(0, 3, 2, 1).reshape(N, M * V, -1)
+        v_t = self.t_encoder(self.channel_t(of_time.reshape(N, T, -1))).amax(1)
+        v_s = self.s_encoder(self.channel_s(of_space)).amax(1)
+        return v_t, v_s
+
+    def features(self, clips: Tensor) -> Tensor:
+        """Features (N, 2 hidden_dim) of both branches."""
+        return torch.cat(self.branch_features(clips), dim=1)
+
+    def _trunk(self, trunk: Trunk, clips: Tensor) -> Tensor:
+        x = self._bodies(clips, trunk.data_bn, together=True)
+        for unit in (trunk.l1, trunk.l2, trunk.l3):
+            x = self._run(unit, x)
+        return x

@@ -1,0 +1,75 @@
+"""The channel-wise topology refinement of CTR-GCN."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from skelops.nn.batch_norm import BatchNormAct2d
+from skelops.nn.scaled import Shortcut, join, normalised, pointwise
+from skelops.ops.channel_graph_conv import channel_graph_conv
+from skelops.ops.squeeze_pool import squeeze_pool
+
+
+class Topology(nn.Module):
+    """The four 1x1 convolutions of one subset: target and source embedding, features, and from embedding to channels."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        reduced = 8 if in_channels <= 9 else in_channels // 8
+        self.conv1 = nn.Conv2d(in_channels, reduced, 1)
+        self.conv2 = nn.Conv2d(in_channels, reduced, 1)
+        self.conv3 = nn.Conv2d(in_channels, out_channels, 1)
+        self.conv4 = nn.Conv2d(reduced, out_channels, 1)
+
+
+class ChannelGraphConv(nn.Module):
+    """``relu(BN(sum_k z_k) + down(x))`` where every channel is aggregated over a topology of its own::
+
+        z_k[c,t,w] = sum_v conv3_k(x)[c,t,v] (alpha conv4_k(m_k)[c,v,w] + PA_k[w,v])
+        m_k[v,w] = tanh(mean_t conv1_k(x)[t,w] - mean_t conv2_k(x)[t,v])
+
+    The embeddings are taken of the mean over frames, which is the mean of the embeddings; topologies are built on chip
+    and never stored. Parameter names follow the released ``unit_gcn`` (``convs.{k}.conv1`` to ``conv4``, ``PA``,
+    ``alpha``, ``bn``, ``down.0``, ``down.1``); as there, ``PA[k, w, v]`` carries joint v to joint w.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        adjacency: (K, V, V) from which PA starts; ``adjacency[k, v, w]`` carries joint v to joint w.
+
+    Chen et al., "Channel-wise Topology Refinement Graph Convolution" (ICCV 2021), equations 4 to 9.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, adjacency: Tensor) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(Topology(in_channels, out_channels) for _ in adjacency)
+        self.down = Shortcut(in_channels, out_channels)
+        self.PA = nn.Parameter(adjacency.mT.clone(memory_format=torch.contiguous_format))
+        self.alpha = nn.Parameter(torch.zeros(1))
+        self.bn = BatchNormAct2d(out_channels)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+                nn.init.zeros_(module.bias)
+        nn.init.constant_(self.bn.weight, 1e-6)
+
+    def _embeddings(self, x: Tensor) -> Tensor:
+        """Target and source embeddings of the mean over frames, (2, B, K, R, V)."""
+        convs = [topology.get_submodule(name) for name in ("conv1", "conv2") for topology in self.convs]
+        weight = torch.cat([conv.weight.flatten(1) for conv in convs])
+        bias = torch.cat([conv.bias for conv in convs])
+        pooled = squeeze_pool(x).joints
+        embedded = torch.baddbmm(bias[:, None], weight.expand(len(x), -1, -1), pooled)
+        return embedded.view(len(x), 2, len(self.convs), -1, x.shape[3]).unbind(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T, V) -> (B, out_channels, T, V)."""
+        target, source = self._embeddings(x)
+        features = pointwise(x, [topology.conv3 for topology in self.convs])
+        weight = torch.stack([topology.conv4.weight.flatten(1) for topology in self.convs])
+        bias = torch.stack([topology.conv4.bias for topology in self.convs])
+        y = channel_graph_conv(
+            features, target, source, weight, bias, self.alpha, self.PA.mT, stats=self.bn.uses_batch_statistics
+        )
+        return join(normalised(y, self.bn), self.down(x))

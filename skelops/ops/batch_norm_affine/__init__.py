@@ -1,0 +1,178 @@
+"""BatchNorm as a scale and a shift per channel, from the sums of the channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skelops import _backend
+from skelops._checks import Shapes, same_device
+from skelops._op import Op
+from skelops.ops.batch_norm_affine import reference
+
+
+def batch_norm_affine(
+    sum: Tensor,
+    square_sum: Tensor,
+    count: int | Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    *,
+    momentum: float | Tensor = 0.1,
+    eps: float = 1e-5,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """The scale and shift that normalise a map by its own statistics, and the update of the running ones.
+
+    ::
+
+        mean  = sum / count,                    variance = square_sum / count - mean^2
+        scale = weight / sqrt(variance + eps),  shift    = bias - mean * scale
+        running_mean += momentum * (mean - running_mean)
+        running_var  += momentum * (variance * count / (count - 1) - running_var)
+
+    as torch.nn.BatchNorm2d does in training. Computed in float64. The sums, ``weight`` and ``bias`` have gradients.
+
+    Args:
+        sum, square_sum: (C,) float64, as ops with ``stats=True`` and `skelops.channel_sums` give them.
+        count: elements per channel, n = B T V; a float64 tensor of one element where the sums come from several
+            processes. Without elements the running statistics stay as they are.
+        weight, bias: (C,), or None for ones and zeros.
+        running_mean, running_var: (C,), written in place; both or none.
+        momentum: share of the new statistics, or a tensor of one element of the dtype of ``running_mean``.
+        eps: added to the variance.
+        dtype: of the results; float64 for a float64 map.
+
+    Returns:
+        ``scale``, ``shift`` (C,).
+
+    Raises:
+        TypeError: a tensor is of the wrong dtype.
+        ValueError: shapes or devices do not fit together, ``count`` is 1, or one of the running statistics is missing.
+    """
+    shapes = Shapes()
+    shapes.check("sum", sum, "C")
+    shapes.check("square_sum", square_sum, "C")
+    for name, part in (("sum", sum), ("square_sum", square_sum)):
+        if part.dtype != torch.float64:
+            raise TypeError(f"{name}: expected torch.float64, got {part.dtype}")
+    if weight is not None:
+        shapes.check("weight", weight, "C")
+    if bias is not None:
+        shapes.check("bias", bias, "C")
+    if running_mean is not None and running_var is not None:
+        shapes.check("running_mean", running_mean, "C")
+        shapes.check("running_var", running_var, "C")
+    elif running_mean is not None or running_var is not None:
+        missing = "running_var" if running_var is None else "running_mean"
+        raise ValueError(f"{missing}: expected both running_mean and running_var or none, got None")
+    same_device(
+        sum=sum, square_sum=square_sum, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var
+    )
+    if isinstance(count, Tensor):
+        results = reference.batch_norm_affine(sum, square_sum, count, weight, bias, eps, dtype)
+    elif count == 1:
+        raise ValueError("count: expected more than 1 value per channel in training, got 1")
+    else:
+        results = _op(sum, square_sum, count, weight, bias, eps, dtype)
+    scale, shift, mean, variance = results
+    if running_mean is not None and running_var is not None and (isinstance(count, Tensor) or count > 0):
+        running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
+        running_var.lerp_(variance.detach().to(running_var.dtype), momentum)
+    return scale, shift
+
+
+class _SumsOp(Op):
+    """Sums are float64 whatever the map is: the dtype of the results chooses the backend."""
+
+    def _run(self, *args: Any) -> Any:
+        tensor, dtype = args[0], args[-1]
+        backend = _backend.resolve(self.package, self.name, tensor.device.type, dtype)
+        if backend == "reference":
+            return self.reference(*args)
+        assert self.outputs is not None
+        outputs = self.outputs(*args)
+        self._kernel(backend)(*args, list(outputs))
+        return outputs
+
+
+def _outputs(
+    sum: Tensor,
+    square_sum: Tensor,
+    count: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def like() -> Tensor:
+        return sum.new_empty(sum.shape, dtype=dtype)
+
+    return like(), like(), like(), like()
+
+
+def _backward_outputs(
+    grad_scale: Tensor,
+    grad_shift: Tensor,
+    sum: Tensor,
+    square_sum: Tensor,
+    count: int,
+    weight: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_weight = sum.new_empty(0) if weight is None else weight.new_empty(weight.shape)
+    return sum.new_empty(sum.shape), sum.new_empty(sum.shape), grad_weight
+
+
+_op = _SumsOp(
+    "batch_norm_affine(Tensor sum, Tensor square_sum, SymInt count, Tensor? weight, Tensor? bias, float eps,"
+    " ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)",
+    reference=reference.batch_norm_affine,
+    outputs=_outputs,
+)
+_op_backward = _SumsOp(
+    "batch_norm_affine_backward(Tensor grad_scale, Tensor grad_shift, Tensor sum, Tensor square_sum, SymInt count,"
+    " Tensor? weight, float eps, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
+    reference=reference.batch_norm_affine_backward,
+    outputs=_backward_outputs,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    sum, square_sum, ctx.count, weight, bias, ctx.eps, ctx.dtype = inputs
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(sum, square_sum, weight)
+
+
+def _backward(
+    ctx: Any, grad_scale: Tensor | None, grad_shift: Tensor | None, *unused: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    sum, square_sum, weight = ctx.saved_tensors
+    grad_scale, grad_shift = (
+        sum.new_zeros(sum.shape, dtype=ctx.dtype) if g is None else g for g in (grad_scale, grad_shift)
+    )
+    needs = ctx.needs_input_grad
+    gradients: tuple[Tensor | None, ...] = (None, None, None)
+    if needs[0] or needs[1] or needs[3]:
+        gradients = _op_backward(grad_scale, grad_shift, sum, square_sum, ctx.count, weight, ctx.eps, ctx.dtype)
+    grad_sum, grad_square_sum, grad_weight = gradients
+    return (
+        grad_sum if needs[0] else None,
+        grad_square_sum if needs[1] else None,
+        None,
+        grad_weight if needs[3] else None,
+        grad_shift.to(ctx.bias_dtype) if needs[4] else None,
+        None,
+        None,
+    )
+
+
+_op.differentiable(_setup_context, _backward)
+_op_backward.not_differentiable()
