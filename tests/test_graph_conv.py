@@ -67,6 +67,20 @@ def test_matches_eager(shape: tuple[int, ...], dtype: torch.dtype, per_sample: b
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("per_sample", [False, True], ids=["static", "per_sample"])
+@pytest.mark.usefixtures("kernels")
+def test_bias_of_the_output(shape: tuple[int, ...], per_sample: bool) -> None:
+    inputs = make(shape, per_sample=per_sample)
+    inputs[3] = inputs[3][0]
+    check_against_eager(skelops.graph_conv, eager, inputs, differentiable=(0, 1, 2, 3))
+    plain = skelops.graph_conv(*inputs[:3])
+    torch.testing.assert_close(
+        skelops.graph_conv(*inputs), plain + inputs[3][:, None, None], atol=1e-4, rtol=1e-4
+    )
+
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @pytest.mark.parametrize("per_sample", [False, True], ids=["static", "per_sample"])
 def test_sparse_adjacency_matches_eager(shape: tuple[int, ...], dtype: torch.dtype, per_sample: bool) -> None:
@@ -225,6 +239,7 @@ def test_gradcheck() -> None:
     for per_sample in (False, True):
         inputs = [x.double().requires_grad_() for x in make((2, 3, 4, 2, 5, 2), per_sample=per_sample)]
         assert torch.autograd.gradcheck(skelops.graph_conv, inputs)
+        assert torch.autograd.gradcheck(skelops.graph_conv, [*inputs[:3], inputs[3][0].detach().requires_grad_()])
         assert torch.autograd.gradcheck(fused_stats, inputs)
 
 

@@ -11,13 +11,13 @@ namespace {
 // Frames per tile: the rows in work (x, y, Z and H) fill half of a 1 MB L2 cache; more than some hundred rows gain nothing.
 constexpr int64_t kTileFloats = 128 * 1024, kMaxRows = 400;
 
-GraphConvShape shape_of(const Map& x, const Tensor& weight, const Tensor& adjacency) {
+GraphConvShape shape_of(const Map& x, const Tensor& weight, const Tensor& adjacency, const std::optional<Tensor>& bias) {
   const int64_t K = weight.size(0), O = weight.size(1);
   const int64_t rows = std::min(kMaxRows, kTileFloats / (2 * (K + 1) * padded(x.C) + 2 * padded(O)));
   // Both threads get work also where there is one sample.
   const int64_t most = x.B > 1 ? x.T : (x.T + 1) / 2;
   const int64_t frames = std::clamp<int64_t>(rows / x.V, 1, std::max<int64_t>(most, 1));
-  return {x.B, x.C, x.T, x.V, O, K, adjacency.dim() == 4, frames};
+  return {x.B, x.C, x.T, x.V, O, K, adjacency.dim() == 4, bias && bias->dim() == 1, frames};
 }
 
 // weight (K, O, C) -> (K * Cp, Op), padding zero.
@@ -45,7 +45,7 @@ std::vector<float> pack_backward(const Tensor& weight) {
 void forward(const Tensor& input, const Tensor& weight, const Tensor& adjacency, std::optional<Tensor> bias, bool stats,
              std::vector<Tensor> outputs) {
   const Map x = as_map(input, true), y = as_map(outputs[0]);
-  const GraphConvShape shape = shape_of(x, weight, adjacency);
+  const GraphConvShape shape = shape_of(x, weight, adjacency, bias);
   const std::vector<float> packed = pack_forward(weight);
   const Tensor edges = to_float(adjacency);
   if (bias) bias = to_float(*bias);
@@ -68,7 +68,7 @@ void backward(const Tensor& grad, const Tensor& input, const Tensor& weight, con
               const std::optional<Tensor>& y, const std::optional<Tensor>& grad_sum, const std::optional<Tensor>& grad_square_sum,
               bool needs_x, bool needs_weight, bool needs_adjacency, bool needs_bias, std::vector<Tensor> outputs) {
   const Map x = as_map(input, true), grad_y = as_map(grad, true);
-  const GraphConvShape shape = shape_of(x, weight, adjacency);
+  const GraphConvShape shape = shape_of(x, weight, adjacency, bias);
   const int64_t K = shape.K, O = shape.O, C = shape.C, Cp = padded(C), subsets = K * shape.V * shape.V;
   const std::vector<float> packed = pack_backward(weight);
   const Tensor edges = to_float(adjacency);

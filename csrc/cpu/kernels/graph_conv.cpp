@@ -133,14 +133,14 @@ struct Aggregator {
 
 // ---- forward ----------------------------------------------------------------------------------------------------------
 
-// table[w,o] = sum_k bias[k,o] sum_v adjacency[k,v,w]: what the bias adds to every frame.
+// table[w,o] = sum_k bias[k,o] sum_v adjacency[k,v,w], or bias[o]: what the bias adds to every frame.
 void bias_table(const float* bias, const float* adjacency, const GraphConvShape& s, float* table) {
   const int64_t Op = padded(s.O);
   for (int64_t i = 0; i < s.V * Op; ++i) table[i] = 0;
-  for (int64_t k = 0; k < s.K; ++k)
+  for (int64_t k = 0; k < (s.bias_after ? 1 : s.K); ++k)
     for (int64_t w = 0; w < s.V; ++w) {
-      float column = 0;
-      for (int64_t v = 0; v < s.V; ++v) column += adjacency[(k * s.V + v) * s.V + w];
+      float column = s.bias_after;
+      for (int64_t v = 0; v < s.V && !s.bias_after; ++v) column += adjacency[(k * s.V + v) * s.V + w];
       for (int64_t o = 0; o < s.O; ++o) table[w * Op + o] += bias[k * s.O + o] * column;
     }
 }
@@ -223,6 +223,11 @@ void add_dots(const float* x, const float* h, int64_t frames, int64_t V, int64_t
 void add_bias_terms(const GraphConvBackward& p, const float* adjacency, const float* grad_sum, float* grad_bias, float* grad_adjacency) {
   const GraphConvShape& s = p.shape;
   const int64_t Op = padded(s.O);
+  if (s.bias_after) {
+    for (int64_t w = 0; w < s.V; ++w)
+      for (int64_t o = 0; o < s.O; ++o) grad_bias[o] += grad_sum[w * Op + o];
+    return;
+  }
   for (int64_t k = 0; k < s.K; ++k)
     for (int64_t w = 0; w < s.V; ++w) {
       float column = 0, product = 0;
@@ -240,7 +245,7 @@ void backward(const GraphConvBackward& p, int64_t begin, int64_t end, const Grap
   const GraphConvShape& s = p.shape;
   const int64_t Cp = padded(s.C), Op = padded(s.O), tiles = s.tiles(), plane = s.T * s.V, max_rows = s.tile_frames * s.V;
   const int64_t subsets = s.K * s.V * s.V;
-  const bool needs_h = p.grad_x.data || p.needs_adjacency, through_bias = p.bias && (p.needs_bias || p.needs_adjacency);
+  const bool needs_h = p.grad_x.data || p.needs_adjacency, through_bias = p.bias && (p.needs_bias || (p.needs_adjacency && !s.bias_after));
   float* z = scratch(kZ, max_rows * s.K * Cp);
   float* h = scratch(kH, max_rows * (s.K + 1) * Cp + s.V * Op);
   float* grad_x = h + max_rows * s.K * Cp;

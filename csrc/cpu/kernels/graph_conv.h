@@ -8,6 +8,7 @@ namespace skelops {
 struct GraphConvShape {
   int64_t B, C, T, V, O, K;
   bool per_sample;  // adjacency (B, K, V, V) instead of (K, V, V)
+  bool bias_after;  // bias (O,) is added to the output, instead of (K, O) before the aggregation
   int64_t tile_frames;
 
   int64_t tiles() const { return (T + tile_frames - 1) / tile_frames; }
@@ -22,7 +23,7 @@ struct GraphConv {
   MapData x, y;
   const float* weight;     // packed (K * Cp, Op)
   const float* adjacency;  // (samples, K, V, V)
-  const float* bias;       // (K, O) or null
+  const float* bias;       // (K, O) or (O,), or null
 };
 
 struct GraphConvBackward {
@@ -39,7 +40,7 @@ struct GraphConvBackward {
 // What one chunk of items adds up; chunks are merged in their order, so that results repeat bit for bit.
 struct GraphConvSums {
   float* weight;     // (O, K * Cp)
-  float* bias;       // (K, O)
+  float* bias;       // (K, O), of which the first O serve a bias (O,)
   float* adjacency;  // (samples, K, V, V), shared by the chunks: each writes the samples that begin in it
   float* head;       // (K, V, V): the sample that an earlier chunk began
 };

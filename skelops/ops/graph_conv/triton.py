@@ -86,14 +86,17 @@ def _aggregate(rows, edges, BT: tl.constexpr, BC: tl.constexpr, BV: tl.constexpr
 def _graph_conv(
     x, y, of_sum, of_square_sum, weight, adjacency, bias, out, sums, C, O, T, V, K,
     x_b, x_c, x_t, x_v, y_b, y_c, y_t, y_v, w_k, w_o, w_c, a_b, a_k, a_v, a_w, o_b, o_c, o_t, o_v,
-    BT: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr,
+    BT: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, BV: tl.constexpr, SPREAD: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The convolution of x, or of the gradient x of a map y."""
     block, b = tl.program_id(0), tl.program_id(2).to(tl.int64)
     o = tl.program_id(1) * BO + tl.arange(0, BO)
     t0 = block * BT
     acc = tl.zeros((BT * BV, BO), tl.float32)
-    if bias is not None:
+    if bias is not None and not SPREAD:
+        acc += tl.load(bias + o, mask=o < O, other=0.0).to(tl.float32)[None, :]
+    elif bias is not None:
         for k in range(K):
             edges = _subset(adjacency, b, k, V, a_b, a_k, a_v, a_w, BV)
             reach = tl.sum(edges.to(tl.float32), 0)
@@ -129,7 +132,8 @@ def _graph_conv(
 def _weight_gradient(
     grad, y, of_sum, of_square_sum, x, adjacency, weights, biases, C, O, T, V, K, items,
     g_b, g_c, g_t, g_v, y_b, y_c, y_t, y_v, x_b, x_c, x_t, x_v, a_b, a_k, a_v, a_w,
-    BT: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr,
+    BT: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, BV: tl.constexpr, SPREAD: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradient of weight (and bias) over one share of the items, an item being BT frames of one row."""
     share, k = tl.program_id(0), tl.program_id(1)
@@ -146,7 +150,9 @@ def _weight_gradient(
         )
         g = tl.trans(g)
         acc = tl.dot(g, _aggregate(rows, edges, BT, BC, BV, PRECISION), acc, input_precision=PRECISION)
-        if biases is not None:
+        if biases is not None and not SPREAD:
+            of_bias += tl.sum(g.to(tl.float32), 1)
+        elif biases is not None:
             reach = tl.sum(edges.to(tl.float32), 0)
             reach = tl.reshape(tl.broadcast_to(reach[None, :], (BT, BV)), (BT * BV,))
             of_bias += tl.sum(g.to(tl.float32) * reach[None, :], 1)
@@ -238,7 +244,7 @@ def _convolve(
     bias = bias if bias is None else bias.contiguous()
     launch(
         _graph_conv, grid, x.device, *source, weight, adjacency, bias, out, sums, C, O, T, V, K, *strides,
-        BV=BV, PRECISION=precision, **sizes,
+        BV=BV, SPREAD=bias is not None and bias.dim() == 2, PRECISION=precision, **sizes,
     )  # fmt: skip
     for i, total in enumerate(stats):
         assert sums is not None
@@ -276,7 +282,8 @@ def graph_conv_backward(
         out = of_weight if needs_weight else None
         _reduce_weight(source, x, weight, adjacency, out, of_bias if needs_bias else None)
     if needs_adjacency:
-        _reduce_adjacency(source, x, weight, adjacency, bias, of_adjacency)
+        spread_bias = bias if bias is not None and bias.dim() == 2 else None
+        _reduce_adjacency(source, x, weight, adjacency, spread_bias, of_adjacency)
 
 
 def _reduce_weight(
@@ -288,18 +295,20 @@ def _reduce_weight(
     items = B * triton.cdiv(T, sizes["BT"])
     blocks = triton.cdiv(O, sizes["BO"]) * triton.cdiv(C, sizes["BC"])
     shares = splits(x.device, items, K * blocks)
+    spread = of_bias is not None and of_bias.dim() == 2
     weights = x.new_empty(shares, K, O, C, dtype=torch.float32)
     biases = x.new_empty(shares, K, O, dtype=torch.float32) if of_bias is not None else None
     a_b = adjacency.stride(0) if adjacency.dim() == 4 else 0
     strides = (*source.strides(), *x.stride(), a_b, *adjacency.stride()[-3:])
     launch(
         _weight_gradient, (shares, K, blocks), x.device, *source, x, adjacency, weights, biases, C, O, T, V, K, items,
-        *strides, BV=BV, PRECISION=precision, **sizes,
+        *strides, BV=BV, SPREAD=spread, PRECISION=precision, **sizes,
     )  # fmt: skip
     if out is not None:
         out.copy_(weights.sum(0))
     if of_bias is not None and biases is not None:
-        of_bias.copy_(biases.sum(0))
+        # A bias that is added to the output is summed by every subset alike.
+        of_bias.copy_(biases.sum(0) if spread else biases[:, 0].sum(0))
 
 
 def _reduce_adjacency(
