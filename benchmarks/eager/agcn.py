@@ -22,8 +22,10 @@ class UnitGCN(nn.Module):
         self.conv_d = nn.ModuleList(nn.Conv2d(inputs, outputs, 1) for _ in range(3))
         self.bn = nn.BatchNorm2d(outputs)
         nn.init.constant_(self.bn.weight, 1e-6)
-        self.down = nn.Identity() if inputs == outputs else nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1), nn.BatchNorm2d(outputs)
+        self.down = (
+            nn.Identity()
+            if inputs == outputs
+            else nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.BatchNorm2d(outputs))
         )
         self.soft = nn.Softmax(-2)
         self.relu = nn.ReLU(inplace=True)

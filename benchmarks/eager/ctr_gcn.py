@@ -29,8 +29,10 @@ class UnitGCN(nn.Module):
     def __init__(self, inputs: int, outputs: int, A: Tensor) -> None:
         super().__init__()
         self.convs = nn.ModuleList(CTRGC(inputs, outputs) for _ in range(3))
-        self.down = nn.Identity() if inputs == outputs else nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1), nn.BatchNorm2d(outputs)
+        self.down = (
+            nn.Identity()
+            if inputs == outputs
+            else nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.BatchNorm2d(outputs))
         )
         # The released topology is contracted over its second joint axis.
         self.PA = nn.Parameter(A.mT.contiguous())

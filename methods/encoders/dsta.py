@@ -28,9 +28,7 @@ class DSTA(Encoder):
         ValueError: unknown layout, or clips of another shape.
     """
 
-    def __init__(
-        self, layout: str | Layout = "ntu", in_channels: int = 3, width: int = 64, heads: int = 4
-    ) -> None:
+    def __init__(self, layout: str | Layout = "ntu", in_channels: int = 3, width: int = 64, heads: int = 4) -> None:
         super().__init__(layout, in_channels, 4 * width, width=width, heads=heads)
         joints = self.layout.num_joints
         self.input_map = nn.ModuleDict({"0": TemporalConv(in_channels, width), "1": BatchNormAct2d(width)})

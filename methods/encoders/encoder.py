@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -81,6 +81,30 @@ class Encoder(nn.Module, ABC):
             return self.fc(self.features(clips))
         inside, outside = self.masked_features(clips, mask)
         return self.fc(inside), self.fc(outside)
+
+    def load_published(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Loads the weights of this encoder from a checkpoint of its released code.
+
+        Names are the released ones; what differs is taken care of: a prefix (``module.`` of DataParallel, ``encoder_q.``
+        and the like of contrastive frameworks, of which the first is taken), the classifier and whatever else a
+        checkpoint holds beside the encoder, and batch counters, which old ones lack.
+
+        Raises:
+            ValueError: an entry of the encoder is missing or of another shape; names the first.
+        """
+        own = {name: value for name, value in self.state_dict().items() if not name.startswith("fc.")}
+        anchor = next(iter(own))
+        prefixes = [name.removesuffix(anchor) for name in state_dict if f".{name}".endswith(f".{anchor}")]
+        if not prefixes:
+            raise ValueError(f"state_dict: expected an entry {anchor}, with or without a prefix; found none")
+        found = {name: state_dict.get(prefixes[0] + name) for name in own}
+        for name, value in found.items():
+            if value is None and not name.endswith("num_batches_tracked"):
+                raise ValueError(f"state_dict: expected {prefixes[0]}{name} {tuple(own[name].shape)}, which is missing")
+        try:
+            self.load_state_dict({name: value for name, value in found.items() if value is not None}, strict=False)
+        except RuntimeError as error:  # torch lists the shapes that differ
+            raise ValueError(f"state_dict: {str(error).splitlines()[1].strip()}") from error
 
     def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
         """A block, checkpointed where asked for; a recomputed pass leaves the running statistics alone."""

@@ -75,7 +75,7 @@ class HCN(Encoder):
     def features(self, clips: Tensor) -> Tensor:
         """Features (N, feature_dim)."""
         N, C, T, V, M = self._check(clips)
-        if T != self.frames:
+        if self.frames != T:
             raise ValueError(f"clips: expected {self.frames} frames, got {T}")
         positions = clips.permute(0, 4, 1, 2, 3).reshape(N * M, C, T, V)
         motion = interpolate(positions[:, :, 1:] - positions[:, :, :-1], size=(T, V), mode="bilinear")

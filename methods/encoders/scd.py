@@ -94,7 +94,7 @@ class SCDEncoder(Encoder):
     def branch_features(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """Features of time and of space, (N, hidden_dim) each."""
         N, _, T, V, M = self._check(clips)
-        if T != self.frames:
+        if self.frames != T:
             raise ValueError(f"clips: expected {self.frames} frames, got {T}")
         # Rows of maps are (n, m, t, v) with channels along them, so that tokens are copied in long pieces.
         of_time = self._trunk(self.gcn_t, clips).permute(0, 2, 3, 1).reshape(N, M, T, -1).transpose(1, 2)

@@ -35,9 +35,7 @@ class Unit(nn.Module):
         name: of ``spatial`` in the state_dict.
     """
 
-    def __init__(
-        self, spatial: nn.Module, temporal: nn.Module, residual: Shortcut | None, name: str = "gcn1"
-    ) -> None:
+    def __init__(self, spatial: nn.Module, temporal: nn.Module, residual: Shortcut | None, name: str = "gcn1") -> None:
         super().__init__()
         self.name = name
         self.add_module(name, spatial)
