@@ -1,13 +1,14 @@
-"""Checkpoints of `skelops.methods.training.Pretraining`: reading them and building their encoder."""
+"""Checkpoints of `skelops.methods.training.Training`: reading them and building their encoder."""
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from skelops.methods.encoders import ENCODERS, STGCN
+from skelops.methods.encoders import ENCODERS, Encoder
 from torch import nn
 
 REQUIRED = {"encoder", "state_dict", "epoch", "datamodule_hyper_parameters"}
@@ -32,8 +33,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def load_encoder(checkpoint: dict[str, Any]) -> STGCN:
-    """The query encoder of a checkpoint, without its projector, in evaluation mode.
+def load_encoder(checkpoint: dict[str, Any]) -> Encoder:
+    """The encoder of a checkpoint, without its projector or classifier, in evaluation mode.
 
     Raises:
         ValueError: the encoder is unknown here, or the weights do not fit it.
@@ -41,7 +42,8 @@ def load_encoder(checkpoint: dict[str, Any]) -> STGCN:
     name, arguments = checkpoint["encoder"]["name"], checkpoint["encoder"]["arguments"]
     if name not in ENCODERS:
         raise ValueError(f"checkpoint: expected an encoder of {', '.join(ENCODERS)}, got {name!r}")
-    encoder = ENCODERS[name](**arguments)
+    build: Callable[..., Encoder] = ENCODERS[name]
+    encoder = build(**arguments)
     prefix = "framework.encoder_q."
     weights = {key.removeprefix(prefix): w for key, w in checkpoint["state_dict"].items() if key.startswith(prefix)}
     check_weights(encoder, {key: w for key, w in weights.items() if not key.startswith("fc.")})

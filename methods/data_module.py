@@ -16,25 +16,27 @@ from skelops.data import SkeletonDataset
 class ShuffledBatches(Sampler[list[int]]):
     """Batches of indices in an order that depends on seed and epoch alone, so that a resumed run sees the same batches.
 
-    The last, smaller batch is dropped.
+    Every clip comes ``repeats`` times. The last, smaller batch is dropped.
     """
 
-    def __init__(self, clips: int, batch_size: int, seed: int) -> None:
+    def __init__(self, clips: int, batch_size: int, seed: int, repeats: int = 1) -> None:
         if not 1 <= batch_size <= clips:
             raise ValueError(f"batch_size: expected 1 to {clips}, the number of training clips, got {batch_size}")
-        self.clips, self.batch_size, self.seed, self.epoch = clips, batch_size, seed, 0
+        if repeats < 1:
+            raise ValueError(f"repeats: expected at least 1, got {repeats}")
+        self.clips, self.batch_size, self.seed, self.repeats, self.epoch = clips, batch_size, seed, repeats, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before every epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.clips // self.batch_size
+        return self.clips * self.repeats // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
         # numpy-like seeding of one stream per epoch: seeds of neighbouring runs must not share their epochs.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.clips, generator=generator)
+        order = torch.randperm(self.clips * self.repeats, generator=generator) % self.clips
         yield from (batch.tolist() for batch in order.split(self.batch_size)[: len(self)])
 
 
@@ -47,6 +49,9 @@ class SkeletonData(pl.LightningDataModule):
         frames: frames T that clips are resized to.
         batch_size: clips per step; the last, smaller batch of an epoch is dropped.
         seed: of the order of the clips.
+        repeats: how often every training clip comes in an epoch.
+        whole_clips: training clips keep all of their frames (zero-padded to the longest), of which the views draw;
+            the clips of evaluation have ``frames`` in any case. NW-UCLA only.
         options: further arguments of the reader, such as ``{benchmark: ntu60_xview}`` or ``{align: false}``.
     """
 
@@ -57,6 +62,8 @@ class SkeletonData(pl.LightningDataModule):
         frames: int = 64,
         batch_size: int = 128,
         seed: int = 0,
+        repeats: int = 1,
+        whole_clips: bool = False,
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -64,19 +71,33 @@ class SkeletonData(pl.LightningDataModule):
         self._splits: dict[str, SkeletonDataset] = {}
 
     def split(self, name: str) -> SkeletonDataset:
-        """The split "train" or "test", read at the first call.
+        """The split "train" or "test", its clips of equal length, read at the first call.
 
         Raises:
             ValueError: no folder for a set that needs one, or a file is bad.
             TypeError: the reader does not know one of the options.
         """
         if name not in self._splits:
-            self._splits[name] = self._load(name)
+            self._splits[name] = self._load(name, self.hparams["frames"])
         return self._splits[name]
 
-    def _load(self, split: str) -> SkeletonDataset:
+    def training_clips(self) -> SkeletonDataset:
+        """What training batches are drawn from: the training split, or its whole clips.
+
+        Raises:
+            ValueError: there are no whole clips of this source; else as `split`.
+        """
+        if not self.hparams["whole_clips"]:
+            return self.split("train")
+        if self.hparams["source"] != "nw_ucla":
+            raise ValueError(f"data.whole_clips: expected false for {self.hparams['source']}, got true")
+        if "whole" not in self._splits:
+            self._splits["whole"] = self._load("train", None)
+        return self._splits["whole"]
+
+    def _load(self, split: str, frames: int | None) -> SkeletonDataset:
         source, folder = self.hparams["source"], self.hparams["folder"]
-        arguments = {"split": split, "frames": self.hparams["frames"], **(self.hparams["options"] or {})}
+        arguments = {"split": split, "frames": frames, **(self.hparams["options"] or {})}
         reader = getattr(data, source)
         if source == "synthetic":
             return reader.load(**arguments)
@@ -85,9 +106,10 @@ class SkeletonData(pl.LightningDataModule):
         return reader.load(folder, **arguments)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches (clips (N, 3, T, V, M), labels (N,), indices)."""
-        train = self.split("train")
-        batches = ShuffledBatches(len(train), self.hparams["batch_size"], self.hparams["seed"])
+        """Batches (clips (N, 3, T, V, M), labels (N,), indices, lengths (N,))."""
+        train = self.training_clips()
+        sizes = self.hparams["batch_size"], self.hparams["seed"], self.hparams["repeats"]
+        batches = ShuffledBatches(len(train), *sizes)
         # A list of indices gathers a batch in one call. The loader's own generator keeps it off the global one, which
         # drives dropout and is part of the checkpoint.
         return DataLoader(train, sampler=batches, batch_size=None, generator=torch.Generator())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from skelops.methods.encoders import STGCN
+from skelops.methods.encoders import Encoder
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
@@ -15,7 +15,7 @@ from skelops.data import SkeletonDataset
 
 
 @torch.no_grad()
-def extract_features(encoder: STGCN, clips: Tensor, batch_size: int = 128) -> Tensor:
+def extract_features(encoder: Encoder, clips: Tensor, batch_size: int = 128) -> Tensor:
     """Features (N, D) of clips (N, C, T, V, M) without augmentation, the encoder in evaluation mode, on its device."""
     device, was_training = next(encoder.parameters()).device, encoder.training
     encoder.eval()
@@ -126,7 +126,7 @@ class Evaluation:
 
 
 def evaluate(
-    encoder: STGCN,
+    encoder: Encoder,
     train: SkeletonDataset,
     test: SkeletonDataset,
     probe: LinearProbe = LinearProbe(),
@@ -156,12 +156,13 @@ def _accuracy(predicted: Tensor, labels: Tensor) -> float:
     return (predicted == labels).double().mean().item()
 
 
-def random_twin(encoder: STGCN, seed: int = 0) -> STGCN:
+def random_twin(encoder: Encoder, seed: int = 0) -> Encoder:
     """An untrained encoder of the same configuration, on the same device: the baseline of every evaluation.
 
     Its weights are those of PyTorch's default initialisation, which does better here than the released one.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        twin = type(encoder)(**encoder.arguments)
+        build: Callable[..., Encoder] = type(encoder)
+        twin = build(**encoder.arguments)
     return twin.to(next(encoder.parameters()).device)

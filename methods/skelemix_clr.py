@@ -7,7 +7,7 @@ and processor/pretrain_skeletonclr_multi_swap.py.
 from __future__ import annotations
 
 import torch
-from skelops.methods.encoders import STGCN
+from skelops.methods.encoders import Encoder
 from skelops.methods.framework import Framework
 from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize
@@ -75,7 +75,7 @@ class SkeleMixCLR(Framework):
 
     def __init__(
         self,
-        encoder: STGCN,
+        encoder: Encoder,
         embedding: int = 128,
         queue_size: int = 32768,
         temperature: float = 0.2,

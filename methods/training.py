@@ -32,14 +32,14 @@ def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4)
 
 
-class Pretraining(pl.LightningModule):
-    """Trains a framework on two random views of every clip.
+class Training(pl.LightningModule):
+    """Trains a framework on random views of every clip.
 
     Augmentation and mixing draw from a generator of their own on the device of the clips; its state and that of torch's
     global generators are part of the checkpoint.
 
     Args:
-        framework: such as `skelops.methods.SkeleMixCLR`.
+        framework: such as `skelops.methods.SkeleMixCLR` or `skelops.methods.Supervised`.
         views: distribution of the views.
         optimizer: makes the optimizer of the parameters that are trained; the default is the published recipe.
         decay: epochs at which the learning rate is multiplied by 0.1, or "cosine".
@@ -76,13 +76,13 @@ class Pretraining(pl.LightningModule):
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(self._random_state["cuda"], self.device)
 
-    def step(self, clips: Tensor) -> dict[str, Tensor]:
-        """Losses on a batch of clips (N, 3, T, V, M)."""
-        query, key = (self.views(clips, self.generator) for _ in range(2))
-        return self.framework(query, key, self.generator)
+    def step(self, clips: Tensor, labels: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
+        """Losses on a batch of clips (N, 3, T, V, M) with labels (N,) and, where they differ, lengths (N,)."""
+        return self.framework.step(lambda: self.views(clips, self.generator, lengths), labels, self.generator)
 
-    def training_step(self, batch: tuple[Tensor, Tensor, list[int]], batch_index: int) -> Tensor:
-        losses = self.step(batch[0])
+    def training_step(self, batch: tuple[Tensor, Tensor, list[int], Tensor], batch_index: int) -> Tensor:
+        clips, labels, _, lengths = batch
+        losses = self.step(clips, labels, lengths)
         for name, value in losses.items():
             shown = name in ("loss", "accuracy")
             self.log(name, value.detach(), on_step=True, on_epoch=True, prog_bar=shown, batch_size=len(batch[0]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from skelops.augment import RandomViews, random_rotation, skelemix
+from skelops.augment import RandomViews, random_rotation, random_scale, skelemix
 from skelops.graphs import get_layout
 
 
@@ -100,6 +100,49 @@ def test_rotation_keeps_heights_and_lengths() -> None:
     torch.testing.assert_close(random_rotation(clips, generator(0), 0), clips)
 
 
+@pytest.mark.parametrize("axis", ["x", "y", "z"])
+def test_rotations_turn_about_their_axis_within_the_range(axis: str) -> None:
+    clips = torch.zeros(2000, 3, 1, 20, 1)
+    number = "xyz".index(axis)
+    start, towards = (number + 1) % 3, (number + 2) % 3
+    clips[:, start], clips[:, number] = 1, 3
+    turned = random_rotation(clips, generator(0), 60, axis)[:, :, 0, 0, 0]
+    angle = torch.atan2(turned[:, towards], turned[:, start]).rad2deg()
+    assert (turned[:, number] == 3).all()
+    assert -60 <= angle.min() < -58
+    assert 58 < angle.max() <= 60
+    assert angle.mean().abs() < 3
+    with pytest.raises(ValueError, match="axis: expected x, y or z, got 'w'"):
+        random_rotation(clips, axis="w")
+
+
+def test_scales_are_those_of_the_range() -> None:
+    clips = clips_of("nw_ucla", clips=500, frames=2, bodies=1)
+    scaled = random_scale(clips, generator(0), 0.5)
+    factors = (scaled / clips).flatten(1)
+    torch.testing.assert_close(factors, factors[:, :1].expand_as(factors))
+    assert 0.5 <= factors.min() < 0.51
+    assert 1.49 < factors.max() <= 1.5
+    with pytest.raises(ValueError, match="amplitude: expected 0 to 1, got 2"):
+        random_scale(clips, amplitude=2)
+
+
+def test_views_draw_frames_of_clips_of_different_lengths() -> None:
+    """The training clips of CTR-GCN's feeder: whatever the padding, a view lies in the box and has its frames."""
+    lengths = torch.tensor([4, 9, 30])
+    clips = clips_of("nw_ucla", clips=3, frames=30, bodies=1)
+    for clip, length in zip(clips, lengths, strict=True):
+        clip[:, length:] = 0
+    views = RandomViews(60, 60, 0.5, True, 52, 0, 0)
+    view = views(clips, generator(0), lengths)
+    assert view.shape == (3, 3, 52, 20, 1)
+    assert view.abs().amax((2, 3, 4)).allclose(torch.ones(3, 3))
+    assert view.abs().sum((1, 3, 4)).min() > 0, "no frame of the padding"
+    longer = torch.cat([clips, torch.zeros(3, 3, 7, 20, 1)], 2)
+    torch.testing.assert_close(views(longer, generator(0), lengths), view)
+    assert RandomViews(frames=9)(clips, generator(0)).shape == (3, 3, 9, 20, 1)
+
+
 def test_views_are_reproducible_and_differ() -> None:
     clips, views = clips_of("ntu"), RandomViews(rotation=30)
     assert torch.equal(views(clips, generator(0)), views(clips, generator(0)))
@@ -112,7 +155,7 @@ def test_views_without_amplitude_are_the_clips() -> None:
     assert torch.equal(RandomViews(rotation=0, crop=0, shear=0)(clips, generator(0)), clips)
 
 
-@pytest.mark.parametrize("name", ["rotation", "crop", "shear"])
+@pytest.mark.parametrize("name", ["rotation", "tilt", "scale", "frames", "crop", "shear"])
 def test_negative_amplitudes_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}: expected at least 0, got -1"):
         RandomViews(**{name: -1})

@@ -113,7 +113,7 @@ def test_python_dash_m() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "nope"], "expected a file or one of skelemix_clr/nw_ucla, skelemix_clr/synthetic, got nope"),
+        (["--config", "nope"], "expected a file or one of skelemix_clr/nw_ucla, skelemix_clr/synthetic, supervised/"),
         (["--config", "tiny.yaml", "--model.framework.tau", "1"], "tau"),
         (["--config", "tiny.yaml", "--data.batch_sizes", "1"], "--data.batch_sizes"),
         (["--config", "tiny.yaml", "--data.batch_size", "many"], "many"),
@@ -199,7 +199,7 @@ def test_interrupting_is_no_traceback(capsys: pytest.CaptureFixture[str], monkey
 
     # A shell's background job starts with the signal ignored.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr("skelops.methods.training.Pretraining.training_step", interrupt)
+    monkeypatch.setattr("skelops.methods.training.Training.training_step", interrupt)
     try:
         assert main(["train", "--config", "tiny.yaml"]) == 130
     finally:

@@ -74,8 +74,34 @@ def test_load(folder):
     assert (data.num_classes, data.layout, len(data)) == (10, "nw_ucla", 3)
     assert not data.clips[:, :, :, 2].any(), "centred on the shoulder centre"
     assert (data.clips[0] - data.clips[0, :, :1]).abs().max() < 1e-6, "a one-frame clip is repeated"
-    clips, labels, index = next(iter(DataLoader(data, batch_size=2)))
-    assert clips.shape[0] == len(labels) == len(index) == 2
+    clips, labels, index, length = next(iter(DataLoader(data, batch_size=2)))
+    assert clips.shape[0] == len(labels) == len(index) == len(length) == 2
+
+
+def test_load_as_ctr_gcn_does(folder):
+    """The feeder of CTR-GCN for test clips, in numpy, clip by clip."""
+    raw = nw_ucla.NWUCLA(folder)
+    data = nw_ucla.load(folder, frames=52, recipe="ctr_gcn")
+    for index in range(len(raw)):
+        value = raw[index][0][..., 0].permute(1, 2, 0).double().numpy()
+        value = value - value[0, 1]
+        points = value.reshape(-1, 3)
+        points = (points - points.min(0)) / (points.max(0) - points.min(0)) * 2 - 1
+        value = points.reshape(-1, 20, 3)
+        chosen = value[(np.linspace(0, len(value) - 1, 52) + 1e-9).astype(int)]
+        np.testing.assert_allclose(data.clips[index, ..., 0], chosen.transpose(2, 0, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("recipe", ["resize", "ctr_gcn"])
+def test_whole_clips(folder, recipe):
+    raw = nw_ucla.NWUCLA(folder)
+    data = nw_ucla.load(folder, frames=None, recipe=recipe, **({"align": False} if recipe == "resize" else {}))
+    assert data.lengths.tolist() == [raw[index][0].shape[1] for index in range(len(raw))]
+    for index, length in enumerate(data.lengths):
+        clip, found = raw[index][0], data.clips[index]
+        origin = clip[:, :, 2:3] if recipe == "resize" else clip[:, :1, 1:2]
+        torch.testing.assert_close(found[:, :length], clip - origin)
+        assert not found[:, length:].any()
 
 
 def test_the_folder_is_read_once_and_anew_when_it_changes(folder, cache, monkeypatch):
@@ -186,6 +212,8 @@ def test_untracked_joints_are_interpolated_over_time(folder, value):
 def test_bad_arguments(folder, tmp_path):
     with pytest.raises(ValueError, match="split: expected train, test or None, got 'val'"):
         nw_ucla.load(folder, "val")
+    with pytest.raises(ValueError, match="recipe: expected resize or ctr_gcn, got 'crop'"):
+        nw_ucla.load(folder, recipe="crop")
     with pytest.raises(ValueError, match="on_error: expected raise or skip, got 'ignore'"):
         nw_ucla.load(folder, on_error="ignore")
     with pytest.raises(ValueError, match="folder: expected a folder of JSON files"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,9 +42,7 @@ TEN = list(zip([3, *[64] * 4, *[128] * 3, *[256] * 2], [*[64] * 4, *[128] * 3, *
 def st_gcn() -> Iterator[Entry]:
     yield "A", (3, 25, 25)
     yield from bn("data_bn", 75)
-    for i, (C, O) in enumerate(
-        zip([3, *[16] * 4, *[32] * 3, *[64] * 2], [*[16] * 4, *[32] * 3, 64, 64, 256], strict=True)
-    ):
+    for i, (C, O) in enumerate(itertools.pairwise([3, *[16] * 4, *[32] * 3, *[64] * 2, 256])):
         block = f"st_gcn_networks.{i}"
         yield from conv(f"{block}.gcn.conv", 3 * O, C)
         yield from bn(f"{block}.tcn.0", O)

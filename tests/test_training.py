@@ -15,8 +15,8 @@ pl = pytest.importorskip("lightning.pytorch", reason="needs the [train] extra")
 
 from skelops.methods.callbacks import KNNMonitor  # noqa: E402
 from skelops.methods.checkpoint import load_encoder, read_checkpoint  # noqa: E402
-from skelops.methods.commands.train import TrainCLI, build  # noqa: E402
-from skelops.methods.data_module import ShuffledBatches, SkeletonData  # noqa: E402
+from skelops.methods.commands.train import CONFIGS, TrainCLI, build  # noqa: E402
+from skelops.methods.data_module import ShuffledBatches  # noqa: E402
 from skelops.methods.training import lr_factor  # noqa: E402
 
 TINY = """
@@ -42,6 +42,9 @@ data: {source: synthetic, frames: 8, batch_size: 12, options: {clips_per_class: 
 trainer: {max_epochs: 4, log_every_n_steps: 1, accelerator: cpu}
 monitor: {every: 1, neighbours: 3}
 """
+
+
+PACKAGED = sorted(str(file.relative_to(CONFIGS).with_suffix("")) for file in CONFIGS.glob("*/*.yaml"))
 
 
 @pytest.fixture
@@ -108,7 +111,7 @@ def test_a_run_without_the_random_state_would_differ(config: str, monkeypatch: p
     """The test above can fail: without the generators the second half is another one."""
     straight = train(config, "--name", "straight")
     train(config, "--name", "parts", stop_after=2)
-    monkeypatch.setattr("skelops.methods.training.Pretraining.on_load_checkpoint", lambda *args: None)
+    monkeypatch.setattr("skelops.methods.training.Training.on_load_checkpoint", lambda *args: None)
     second = train(config, "--name", "parts", "--ckpt_path", "last")
     assert losses(straight.folder)[-1] != losses(second.folder)[-1]
 
@@ -160,10 +163,10 @@ def test_any_key_can_be_set_on_the_command_line(config: str) -> None:
     assert cli.model.views.shear == 0.1
 
 
-@pytest.mark.parametrize("name", ["skelemix_clr/synthetic", "skelemix_clr/nw_ucla"])
+@pytest.mark.parametrize("name", PACKAGED)
 def test_packaged_configurations_build(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(SkeletonData, "split", lambda self, name: None)
+    monkeypatch.setattr(TrainCLI, "_check_data", lambda self: None)
     cli = build(["--config", name])
     layout = cli.model.framework.encoder_q.layout.name
     assert layout == {"synthetic": "ntu", "nw_ucla": "nw_ucla"}[cli.datamodule.hparams["source"]]
@@ -190,6 +193,16 @@ def test_batches_depend_on_seed_and_epoch_alone() -> None:
     assert epochs(0)[0] == first != epochs(1)[0]
     assert [len(batch) for batch in first] == [3, 3, 3]
     assert len({index for batch in first for index in batch}) == 9
+
+
+def test_repeated_clips_come_so_often() -> None:
+    batches = list(ShuffledBatches(10, 4, 0, repeats=3))
+    assert len(batches) == len(ShuffledBatches(10, 4, 0, repeats=3)) == 7
+    drawn = [index for batch in batches for index in batch]
+    assert max(drawn.count(index) for index in range(10)) <= 3
+    assert len(drawn) == 28
+    with pytest.raises(ValueError, match="^repeats: expected at least 1, got 0"):
+        ShuffledBatches(10, 4, 0, repeats=0)
 
 
 @pytest.mark.parametrize("size", [0, 11])

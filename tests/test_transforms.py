@@ -21,6 +21,10 @@ def seeded(seed=0):
 
 ABSENT_STAYS_ABSENT = {
     "center": lambda x: transforms.center(x, "ntu"),
+    "center_start": lambda x: transforms.center_start(x, 1),
+    "unit_box": transforms.unit_box,
+    "uniform_frames": lambda x: transforms.uniform_frames(x, torch.tensor([12, 5, 1, 7]), 9),
+    "random_frames": lambda x: transforms.random_frames(x, torch.tensor([12, 5, 1, 7]), 9, seeded()),
     "align_shoulders": lambda x: transforms.align_shoulders(x, "ntu"),
     "normalize_scale": lambda x: transforms.normalize_scale(x, "ntu"),
     "resize": lambda x: transforms.resize(x, torch.tensor([12, 5, 1, 7]), 9),
@@ -61,6 +65,63 @@ def test_center(layout):
     result = transforms.center(x, layout)
     joint = LAYOUTS[layout].center
     torch.testing.assert_close(result, x - x[:, :, :, joint : joint + 1])
+
+
+def test_center_start_keeps_the_way_and_the_padding():
+    x = clips()
+    x[1, :, 5:] = 0
+    result = transforms.center_start(x, 3)
+    assert not result[:, :, 0, 3, 0].any()
+    assert not result[1, :, 5:].any()
+    torch.testing.assert_close(result[2:].diff(dim=2), x[2:].diff(dim=2))
+    torch.testing.assert_close(result[2, ..., 1], x[2, ..., 1] - x[2, :, :1, 3:4, 0])
+    with pytest.raises(ValueError, match="joint: expected 0 to 24, got 25"):
+        transforms.center_start(x, 25)
+
+
+def test_unit_box():
+    """By axis and clip, over the frames that are there; nothing but the box is lost of scale and place."""
+    x = clips()
+    x[1, :, 5:] = 0
+    result = transforms.unit_box(x)
+    expected = torch.zeros_like(x)
+    for n, (frames, bodies) in enumerate([(12, 1), (5, 2), (12, 2), (12, 2)]):
+        for axis in range(3):
+            values = x[n, axis, :frames, :, :bodies]
+            scaled = (values - values.min()) / (values.max() - values.min())
+            expected[n, axis, :frames, :, :bodies] = scaled * 2 - 1
+    torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(transforms.unit_box(3 * x[2:] + 1), result[2:], atol=1e-5, rtol=1e-5)
+    flat = x.clone()
+    flat[:, 1] = 0.7
+    assert not transforms.unit_box(flat)[:, 1].any()
+
+
+def test_uniform_frames():
+    """As numpy.linspace(0, length - 1, frames), rounded down."""
+    x = torch.arange(200.0).view(1, 1, 200, 1, 1).expand(200, 3, -1, 25, 1)
+    result = transforms.uniform_frames(x, torch.arange(1, 201), 52)[:, 0, :, 0, 0]
+    for length, row in enumerate(result, 1):
+        assert row.tolist() == [int(t * (length - 1) / 51 + 1e-9) for t in range(52)]
+    assert transforms.uniform_frames(x, torch.full((200,), 7), 1).unique().tolist() == [0]
+
+
+def test_random_frames_are_sorted_valid_and_uniform():
+    x = torch.arange(40.0).view(1, 1, 40, 1, 1).expand(3000, 3, -1, 20, 1)
+    lengths = torch.tensor([1, 9, 40]).repeat(1000)
+    result = transforms.random_frames(x, lengths, 13, seeded())
+    assert torch.equal(result, transforms.random_frames(x, lengths, 13, seeded()))
+    frames = result[:, 0, :, 0, 0].long()
+    assert (frames.diff(dim=1) >= 0).all()
+    for length in (1, 9, 40):
+        drawn = frames[lengths == length].flatten()
+        counts = torch.bincount(drawn, minlength=length)
+        assert len(counts) == length
+        assert (counts * length / len(drawn) - 1).abs().max() < 0.25
+    with pytest.raises(ValueError, match="lengths: expected 1 to 40 frames, got 0 to 40"):
+        transforms.random_frames(x[:2], torch.tensor([0, 40]), 5)
+    with pytest.raises(ValueError, match="frames: expected at least 1, got 0"):
+        transforms.random_frames(x[:1], torch.tensor([4]), 0)
 
 
 def test_align_shoulders_undoes_any_turn_about_the_vertical():
@@ -201,9 +262,10 @@ def test_dataset_checks_that_its_parts_fit():
     good = dict(clips=clips(), labels=torch.tensor([0, 1, 2, 0]), layout="ntu", class_names=("a", "b", "c"))
     data = SkeletonDataset(**good)
     assert (len(data), data.num_classes) == (4, 3)
-    clip, label, index = data[2]
+    clip, label, index, length = data[2]
     assert torch.equal(clip, good["clips"][2])
-    assert (label, index) == (2, 2)
+    assert (label, index, length) == (2, 2, 12)
+    assert SkeletonDataset(**good, lengths=torch.tensor([3, 1, 12, 4]))[1][3] == 1
     for changes, message in [
         ({"clips": clips(joints=20)}, r"clips: expected shape \(N, 3, T, 25, M\)"),
         ({"clips": clips().double()}, "clips: expected float32"),
@@ -211,6 +273,8 @@ def test_dataset_checks_that_its_parts_fit():
         ({"labels": torch.zeros(4)}, r"labels: expected \(4,\) of int64"),
         ({"labels": torch.tensor([0, 1, 2, 3])}, "labels: expected 0 to 2, got 0 to 3"),
         ({"layout": "kinect"}, "layout: expected one of"),
+        ({"lengths": torch.tensor([1, 2])}, r"lengths: expected \(4,\) of int64"),
+        ({"lengths": torch.tensor([1, 2, 0, 3])}, "lengths: expected 1 to 12 frames, got 0 to 3"),
     ]:
         with pytest.raises(ValueError, match=message):
             SkeletonDataset(**good | changes)

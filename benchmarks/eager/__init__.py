@@ -1,4 +1,4 @@
-"""Encoders in plain eager PyTorch, in the usual style of the field: what `skelops.methods.encoders` is measured against.
+"""Encoders in plain eager PyTorch, in the usual style of the field: what those of skelops are measured against.
 
 Constructors, parameter names and results are those of the encoders of the same names; a state_dict of one loads into
 the other.

@@ -1,4 +1,4 @@
-"""DSTA-Net as SDS-CL releases it: spatial attention with tanh, feed-forward, a 7x1 convolution in place of the temporal one."""
+"""DSTA-Net as SDS-CL releases it: spatial attention with tanh, feed-forward, a 7x1 convolution."""
 
 from __future__ import annotations
 

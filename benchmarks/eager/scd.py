@@ -1,4 +1,4 @@
-"""SCD-Net's encoder in its released style: two trimmed CTR-GCNs, tokens over frames and over joints, a transformer each."""
+"""SCD-Net's encoder in its released style: two trimmed CTR-GCNs, tokens over frames and joints, a transformer each."""
 
 from __future__ import annotations
 

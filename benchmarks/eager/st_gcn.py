@@ -12,8 +12,7 @@ from skelops.graphs import adjacency
 class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float, has_residual: bool) -> None:
         super().__init__()
-        self.gcn = nn.Module()
-        self.gcn.conv = nn.Conv2d(inputs, 3 * outputs, 1)
+        self.gcn = nn.ModuleDict({"conv": nn.Conv2d(inputs, 3 * outputs, 1)})
         self.tcn = nn.Sequential(
             nn.BatchNorm2d(outputs),
             nn.ReLU(inplace=True),
@@ -29,7 +28,7 @@ class Block(nn.Module):
             self.residual = nn.Sequential(nn.Conv2d(inputs, outputs, 1, (stride, 1)), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor, A: Tensor) -> Tensor:
-        y = self.gcn.conv(x)
+        y = self.gcn["conv"](x)
         y = y.view(y.shape[0], 3, -1, *y.shape[2:])
         y = self.tcn(torch.einsum("nkctv,kvw->nctw", y, A).contiguous())
         return self.relu(y if self.residual is None else y + self.residual(x))

@@ -18,7 +18,7 @@ from skelops.methods.commands.eval import compare, write_results
 from skelops.methods.commands.train import TrainCLI, build
 from skelops.methods.evaluation import Evaluation, LinearProbe
 from skelops.methods.report import accuracy_table, new_folder, plot_curves
-from skelops.methods.training import Pretraining
+from skelops.methods.training import Training
 from torch import Tensor
 
 import skelops
@@ -43,16 +43,16 @@ def output_folder(out: str) -> Path:
     return folder if ours else new_folder(folder)
 
 
-def _training_step(model: Pretraining, optimizer: torch.optim.Optimizer, clips: Tensor) -> float:
+def _training_step(model: Training, optimizer: torch.optim.Optimizer, clips: Tensor, labels: Tensor) -> float:
     """Seconds of one training step."""
     start = time.perf_counter()
     optimizer.zero_grad()
-    model.step(clips)["loss"].backward()
+    model.step(clips, labels)["loss"].backward()
     optimizer.step()
     return time.perf_counter() - start
 
 
-def step_times(model: Pretraining, clips: Tensor, seconds: float) -> dict[str, list[float]]:
+def step_times(model: Training, clips: Tensor, labels: Tensor, seconds: float) -> dict[str, list[float]]:
     """Seconds of training steps on the eager reference and with the fused ops, measured in turns.
 
     Both train their own copy of the model on the same clips; the first step of each is not counted.
@@ -67,7 +67,7 @@ def step_times(model: Pretraining, clips: Tensor, seconds: float) -> dict[str, l
     while len(times["auto"]) < 4 or time.perf_counter() - start < seconds:
         for backend, (twin, optimizer) in twins.items():
             with skelops.backend(backend):
-                times[backend].append(_training_step(twin, optimizer, clips))
+                times[backend].append(_training_step(twin, optimizer, clips, labels))
     return {backend: values[1:] for backend, values in times.items()}
 
 
@@ -112,7 +112,8 @@ def main(data: str | None, out: str, minutes: float) -> None:
     cli = build(arguments)
     dataset, batch_size = cli.datamodule.split("train"), cli.datamodule.hparams["batch_size"]
     print(f"SkeleMixCLR on the {name} set: {len(dataset)} training clips", flush=True)
-    measured = step_times(cli.model, dataset.clips[:batch_size], STEP_TIME_SHARE * 60 * minutes)
+    batch = dataset.clips[:batch_size], dataset.labels[:batch_size]
+    measured = step_times(cli.model, *batch, STEP_TIME_SHARE * 60 * minutes)
     times = {backend: statistics.median(values) for backend, values in measured.items()}
     # The fastest step plans the time: a moment of load on the machine should not halve the training.
     epochs = train(cli, TRAINING_SHARE * 60 * minutes, min(measured["auto"]))

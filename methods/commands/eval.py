@@ -13,7 +13,7 @@ from rich.console import Console
 from skelops.methods.checkpoint import load_encoder, read_checkpoint
 from skelops.methods.commands.train import quiet
 from skelops.methods.data_module import SkeletonData
-from skelops.methods.encoders import STGCN
+from skelops.methods.encoders import Encoder
 from skelops.methods.evaluation import Evaluation, LinearProbe, evaluate, random_twin
 from skelops.methods.report import (
     accuracy_table,
@@ -42,7 +42,9 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def compare(encoder: STGCN, data: SkeletonData, probe: LinearProbe, neighbours: Sequence[int]) -> dict[str, Evaluation]:
+def compare(
+    encoder: Encoder, data: SkeletonData, probe: LinearProbe, neighbours: Sequence[int]
+) -> dict[str, Evaluation]:
     """Evaluations of a random encoder of the same configuration and of the trained one."""
     train, test = data.split("train"), data.split("test")
     encoders = {"random": random_twin(encoder), "trained": encoder}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import statistics
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,11 +16,12 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from skelops.methods.callbacks import EpochLines, KNNMonitor
+from skelops.methods.callbacks import AccuracyMonitor, EpochLines, KNNMonitor
 from skelops.methods.checkpoint import check_weights, read_checkpoint
 from skelops.methods.data_module import SkeletonData
-from skelops.methods.report import claim_folder
-from skelops.methods.training import Pretraining
+from skelops.methods.report import claim_folder, write_summary
+from skelops.methods.supervised import Supervised
+from skelops.methods.training import Training
 
 from skelops.cli import CommandError, user_errors
 
@@ -87,7 +89,7 @@ class TrainCLI(LightningCLI):
 
     def __init__(self, args: ArgsType) -> None:
         super().__init__(
-            Pretraining,
+            Training,
             SkeletonData,
             args=args,
             run=False,
@@ -118,13 +120,14 @@ class TrainCLI(LightningCLI):
                 raise ValueError(
                     f"trainer.max_epochs: expected more than the {content['epoch'] + 1} of the checkpoint, got {epochs}"
                 )
-        for split in ("train", "test"):
-            self.datamodule.split(split)
+        self._check_data()
+        self.monitor = AccuracyMonitor() if isinstance(self.model.framework, Supervised) else None
         self.folder = claim_folder(lambda number: runs / f"version_{number}")
         where = {"save_dir": runs.parent, "name": runs.name, "version": self.folder.name}
         bar = sys.stdout.isatty() and self.config_init.trainer.enable_progress_bar is not False
         callbacks = [
             *(self.config_init.trainer.callbacks or []),
+            *([self.monitor] if self.monitor else []),
             RichProgressBar() if bar else EpochLines(),
             ModelCheckpoint(
                 self.folder / "checkpoints", "last", enable_version_counter=False, save_on_train_epoch_end=True
@@ -134,6 +137,28 @@ class TrainCLI(LightningCLI):
         if logger is None or logger is True:
             logger = [CSVLogger(**where), TensorBoardLogger(**where)]
         return super().instantiate_trainer(logger=logger, callbacks=callbacks, enable_progress_bar=bar, **kwargs)
+
+    def _check_data(self) -> None:
+        """Reads the data, and sees whether the model and its views fit them."""
+        framework, test = self.model.framework, self.datamodule.split("test")
+        self.datamodule.training_clips()
+        if framework.encoder_q.layout.name != test.layout:
+            raise ValueError(
+                f"model.framework.encoder.layout: expected {test.layout}, got {framework.encoder_q.layout.name}"
+            )
+        if isinstance(framework, Supervised) and framework.num_classes != test.num_classes:
+            raise ValueError(f"model.framework.num_classes: expected {test.num_classes}, got {framework.num_classes}")
+        if self.datamodule.hparams["whole_clips"] and not self.model.views.frames:
+            raise ValueError("model.views.frames: expected the frames to draw of data.whole_clips, got 0")
+
+    def accuracy(self) -> dict[str, Any] | None:
+        """After `fit`, of a classifier on the test split: last and best epoch, and the median seconds of an epoch."""
+        if self.monitor is None:
+            return None
+        last = {name: float(self.trainer.callback_metrics[name]) for name in ("top1", "top5")}
+        best = {"best": self.monitor.best, "best_epoch": self.monitor.best_epoch}
+        seconds = statistics.median(self.monitor.seconds)
+        return {"epochs": self.trainer.current_epoch, **last, **best, "seconds_per_epoch": seconds}
 
     def fit(self) -> Path:
         """Trains; returns the last checkpoint."""
@@ -163,4 +188,11 @@ def main(arguments: Sequence[str]) -> None:
     cli = build(arguments)
     print(f"logs and checkpoints: {cli.folder}", flush=True)
     checkpoint = cli.fit()
+    if found := cli.accuracy():
+        write_summary(cli.folder / "summary.json", {"command": "skelops train", "name": cli.config.name, **found})
+        print(
+            f"test clips: top-1 {found['top1']:.1%}, top-5 {found['top5']:.1%};"
+            f" best top-1 {found['best']:.1%} (epoch {found['best_epoch']});"
+            f" {found['seconds_per_epoch']:.1f} s per epoch"
+        )
     print(f"evaluate it with: skelops eval --checkpoint {checkpoint}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from skelops.methods.encoders.encoder import Encoder
-from skelops.methods.encoders.unit import Unit, UnitTCN, shortcut, ten_blocks
+from skelops.methods.encoders.unit import Unit, residual, ten_blocks, unit_tcn
 from torch import Tensor, nn
 
 from skelops.graphs import Layout, adjacency
@@ -40,8 +40,11 @@ class AGCN(Encoder):
         graph = adjacency(self.layout, strategy)
         self.data_bn = nn.BatchNorm1d(bodies * in_channels * self.layout.num_joints)
         for i, (inputs, outputs, stride) in enumerate(ten_blocks(in_channels, width)):
-            residual = shortcut(inputs, outputs, stride) if i else None
-            unit = Unit(AdaptiveGraphConv(inputs, outputs, graph), UnitTCN(outputs, outputs, stride), residual)
+            unit = Unit(
+                AdaptiveGraphConv(inputs, outputs, graph),
+                unit_tcn(outputs, outputs, stride),
+                residual(inputs, outputs, stride) if i else None,
+            )
             self.add_module(f"l{i + 1}", unit)
 
     def feature_map(self, clips: Tensor) -> Tensor:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from skelops.methods.encoders.encoder import Encoder
-from skelops.methods.encoders.unit import Unit, shortcut, ten_blocks
+from skelops.methods.encoders.unit import Unit, residual, ten_blocks
 from torch import Tensor, nn
 
 from skelops.graphs import Layout, adjacency
 from skelops.nn import ChannelGraphConv, MultiScaleTemporalConv
 
 
-def ctr_unit(inputs: int, outputs: int, graph: Tensor, stride: int = 1, residual: bool = True) -> Unit:
+def ctr_unit(inputs: int, outputs: int, graph: Tensor, stride: int = 1, has_residual: bool = True) -> Unit:
     """A unit of CTR-GCN: channel-wise topologies, then temporal branches."""
     return Unit(
         ChannelGraphConv(inputs, outputs, graph),
         MultiScaleTemporalConv(outputs, outputs, stride=stride),
-        shortcut(inputs, outputs, stride) if residual else None,
+        residual(inputs, outputs, stride) if has_residual else None,
     )
 
 
@@ -49,7 +49,7 @@ class CTRGCN(Encoder):
         graph = adjacency(self.layout, strategy)
         self.data_bn = nn.BatchNorm1d(bodies * in_channels * self.layout.num_joints)
         for i, (inputs, outputs, stride) in enumerate(ten_blocks(in_channels, width)):
-            self.add_module(f"l{i + 1}", ctr_unit(inputs, outputs, graph, stride, residual=i > 0))
+            self.add_module(f"l{i + 1}", ctr_unit(inputs, outputs, graph, stride, has_residual=i > 0))
 
     def feature_map(self, clips: Tensor) -> Tensor:
         """The last map (N * M, 4 width, ceil(T / 4), V), clip-major."""

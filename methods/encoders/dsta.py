@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 from skelops.methods.encoders.encoder import Encoder
 from torch import Tensor, nn
 
 from skelops.graphs import Layout
-from skelops.nn import BatchNormAct2d, JointAttentionBlock, TemporalConv
-from skelops.nn.scaled import convolve, join
+from skelops.nn import JointAttentionBlock
+from skelops.nn.scaled import ConvNorm, join
 
 
 class DSTA(Encoder):
@@ -31,16 +33,16 @@ class DSTA(Encoder):
     def __init__(self, layout: str | Layout = "ntu", in_channels: int = 3, width: int = 64, heads: int = 4) -> None:
         super().__init__(layout, in_channels, 4 * width, width=width, heads=heads)
         joints = self.layout.num_joints
-        self.input_map = nn.ModuleDict({"0": TemporalConv(in_channels, width), "1": BatchNormAct2d(width)})
+        self.input_map = ConvNorm(in_channels, width)
         widths = [width, width, width, 2 * width, 2 * width, *[4 * width] * 4]
         self.graph_layers = nn.ModuleList(
             JointAttentionBlock(inputs, outputs, outputs // 4, joints, heads, stride=1 if inputs == outputs else 2)
-            for inputs, outputs in zip(widths, widths[1:], strict=False)
+            for inputs, outputs in itertools.pairwise(widths)
         )
 
     def feature_map(self, clips: Tensor) -> Tensor:
         """The last map (N * M, 4 width, ceil(T / 4), V), clip-major."""
-        x = join(convolve(self._bodies(clips, None), self.input_map["0"], self.input_map["1"]), negative_slope=0.1)
+        x = join(self.input_map(self._bodies(clips, None)), negative_slope=0.1)
         for block in self.graph_layers:
             x = self._run(block, x)
         return x

@@ -85,9 +85,9 @@ class Encoder(nn.Module, ABC):
     def load_published(self, state_dict: Mapping[str, Tensor]) -> None:
         """Loads the weights of this encoder from a checkpoint of its released code.
 
-        Names are the released ones; what differs is taken care of: a prefix (``module.`` of DataParallel, ``encoder_q.``
-        and the like of contrastive frameworks, of which the first is taken), the classifier and whatever else a
-        checkpoint holds beside the encoder, and batch counters, which old ones lack.
+        Names are the released ones; what differs is taken care of: a prefix (``module.`` of DataParallel,
+        ``encoder_q.`` and the like of contrastive frameworks, of which the first is taken), the classifier and whatever
+        else a checkpoint holds beside the encoder, and batch counters, which old ones lack.
 
         Raises:
             ValueError: an entry of the encoder is missing or of another shape; names the first.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from skelops.methods.encoders.encoder import Encoder
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, interpolate, max_pool2d, relu
+from torch.nn.functional import interpolate, max_pool2d, relu
 
 from skelops.graphs import Layout
-from skelops.ops.temporal_conv import temporal_conv
+from skelops.nn import TemporalConv
 
 
 class HCN(Encoder):
@@ -56,8 +56,8 @@ class HCN(Encoder):
             return nn.ModuleDict({"0": module})
 
         for suffix in ("", "m"):
-            self.add_module(f"conv1{suffix}", layer(nn.Conv2d(in_channels, width, 1)))
-            self.add_module(f"conv2{suffix}", nn.Conv2d(width, frames, (3, 1), padding=(1, 0)))
+            self.add_module(f"conv1{suffix}", layer(TemporalConv(in_channels, width)))
+            self.add_module(f"conv2{suffix}", TemporalConv(width, frames, 3))
             self.add_module(f"conv3{suffix}", layer(nn.Conv2d(joints, width // 2, 3, padding=1)))
             self.add_module(f"conv4{suffix}", layer(nn.Conv2d(width // 2, width, 3, padding=1)))
         self.conv5 = layer(nn.Conv2d(2 * width, 2 * width, 3, padding=1))
@@ -83,21 +83,14 @@ class HCN(Encoder):
         for suffix, x in (("", positions), ("m", motion)):
             # Joints become channels: (N * M, V, T, frames).
             y = self._per_joint(x.contiguous(memory_format=torch.channels_last), suffix).permute(0, 3, 2, 1)
-            y = max_pool2d(self._convolve(y.contiguous(memory_format=torch.channels_last), f"conv3{suffix}"), 2)
-            branches.append(max_pool2d(self.dropout(self._convolve(y, f"conv4{suffix}")), 2))
+            y = max_pool2d(self.get_submodule(f"conv3{suffix}.0")(y.contiguous(memory_format=torch.channels_last)), 2)
+            branches.append(max_pool2d(self.dropout(self.get_submodule(f"conv4{suffix}.0")(y)), 2))
         y = torch.cat(branches, dim=1)
         for name in ("conv5", "conv6"):
-            y = max_pool2d(self.dropout(relu(self._convolve(y, name))), 2)
+            y = max_pool2d(self.dropout(relu(self.get_submodule(f"{name}.0")(y))), 2)
         linear = self.fc7["0"]
         return self.feature_dropout(relu(linear(y.unflatten(0, (N, M)).amax(1).flatten(1))))
 
     def _per_joint(self, x: Tensor, suffix: str) -> Tensor:
         first, second = self.get_submodule(f"conv1{suffix}.0"), self.get_submodule(f"conv2{suffix}")
-        assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d)
-        y = relu(temporal_conv(x, first.weight.squeeze(3), first.bias))
-        return temporal_conv(y, second.weight.squeeze(3), second.bias)
-
-    def _convolve(self, x: Tensor, name: str) -> Tensor:
-        conv = self.get_submodule(f"{name}.0")
-        assert isinstance(conv, nn.Conv2d)
-        return conv2d(x, conv.weight, conv.bias, padding=1)
+        return second(relu(first(x)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from skelops.methods.encoders.encoder import Encoder
-from skelops.methods.encoders.unit import Unit, shortcut
+from skelops.methods.encoders.unit import Unit, residual
 from torch import Tensor, nn
 
 from skelops.graphs import Layout, hops, part_of_joint
@@ -47,7 +47,7 @@ class Hyperformer(Encoder):
             unit = Unit(
                 HopAttention(inputs, channels, heads, distances, parts),
                 MultiScaleTemporalConv(channels, channels, stride=stride),
-                shortcut(inputs, channels, stride),
+                residual(inputs, channels, stride),
                 name="vit1",
             )
             self.add_module(f"l{i + 1}", unit)

@@ -16,7 +16,7 @@ class Trunk(nn.Module):
     def __init__(self, bodies: int, in_channels: int, width: int, graph: Tensor) -> None:
         super().__init__()
         self.data_bn = nn.BatchNorm1d(bodies * in_channels * graph.shape[1])
-        self.l1 = ctr_unit(in_channels, width, graph, residual=False)
+        self.l1 = ctr_unit(in_channels, width, graph, has_residual=False)
         self.l2 = ctr_unit(width, 4 * width, graph)
         self.l3 = ctr_unit(4 * width, width, graph)
 

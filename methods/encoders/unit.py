@@ -6,23 +6,10 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from skelops.nn import BatchNormAct2d, TemporalConv
-from skelops.nn.scaled import ScaledMap, Shortcut, convolve, join
+from skelops.nn.scaled import ConvNorm, initialise, join, shortcut
 
-
-class UnitTCN(nn.Module):
-    """``BN(conv_9x1(x))``, by the names of the released ``unit_tcn``."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv = TemporalConv(in_channels, out_channels, 9, stride)
-        self.bn = BatchNormAct2d(out_channels)
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out")
-        assert self.conv.bias is not None
-        nn.init.zeros_(self.conv.bias)
-
-    def forward(self, x: Tensor) -> ScaledMap:
-        return convolve(x, self.conv, self.bn)
+#: Of the convolution and the BatchNorm in released units.
+NAMES = ("conv", "bn")
 
 
 class Unit(nn.Module):
@@ -35,7 +22,7 @@ class Unit(nn.Module):
         name: of ``spatial`` in the state_dict.
     """
 
-    def __init__(self, spatial: nn.Module, temporal: nn.Module, residual: Shortcut | None, name: str = "gcn1") -> None:
+    def __init__(self, spatial: nn.Module, temporal: nn.Module, residual: nn.Module | None, name: str = "gcn1") -> None:
         super().__init__()
         self.name = name
         self.add_module(name, spatial)
@@ -48,9 +35,18 @@ class Unit(nn.Module):
         return join(y, None if self.residual is None else self.residual(x))
 
 
-def shortcut(in_channels: int, out_channels: int, stride: int) -> Shortcut:
+def unit_tcn(in_channels: int, out_channels: int, stride: int = 1) -> ConvNorm:
+    """``BN(conv_9x1(x))``, by the names of the released ``unit_tcn``."""
+    unit = ConvNorm(in_channels, out_channels, 9, stride, names=NAMES)
+    initialise(unit)
+    return unit
+
+
+def residual(in_channels: int, out_channels: int, stride: int) -> nn.Module:
     """A unit's residual, by the released names."""
-    return Shortcut(in_channels, out_channels, stride, names=("conv", "bn"))
+    unit = shortcut(in_channels, out_channels, stride, names=NAMES)
+    initialise(unit)
+    return unit
 
 
 def ten_blocks(in_channels: int, width: int) -> Iterator[tuple[int, int, int]]:

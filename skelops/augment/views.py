@@ -1,4 +1,4 @@
-"""Random views of a clip: what the query and the key of a contrastive step are made of."""
+"""Random views of a clip: what training steps are made of."""
 
 from __future__ import annotations
 
@@ -8,50 +8,109 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from ..data.transforms import random_crop, random_shear
+from ..data.transforms import random_crop, random_frames, random_shear, unit_box
+
+#: The plane that a rotation about an axis turns, first towards second.
+_PLANES = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}
 
 
-def random_rotation(clips: Tensor, generator: Generator | None = None, degrees: float = 180.0) -> Tensor:
-    """Rotate every clip (N, 3, T, V, M) about the vertical axis y by an angle from U(-degrees, degrees).
-
-    Raises:
-        ValueError: the channels are not x, y, z, or ``degrees`` is negative.
-    """
+def _check(clips: Tensor) -> None:
     if clips.dim() != 5 or clips.shape[1] != 3:
         raise ValueError(f"clips: expected shape (N, 3, T, V, M), got {tuple(clips.shape)}")
+
+
+def _uniform(clips: Tensor, generator: Generator | None, amplitude: float) -> Tensor:
+    """A number from U(-amplitude, amplitude) for every clip, (N, 1, 1, 1)."""
+    uniform = torch.rand(len(clips), generator=generator, device=clips.device, dtype=clips.dtype)
+    return ((2 * uniform - 1) * amplitude)[:, None, None, None]
+
+
+def random_rotation(
+    clips: Tensor, generator: Generator | None = None, degrees: float = 180.0, axis: str = "y"
+) -> Tensor:
+    """Rotate every clip (N, 3, T, V, M) about an axis through the origin (y is vertical) by an angle from
+    U(-degrees, degrees).
+
+    Raises:
+        ValueError: the channels are not x, y, z, ``degrees`` is negative, or ``axis`` is none of "x", "y", "z".
+    """
+    _check(clips)
     if degrees < 0:
         raise ValueError(f"degrees: expected at least 0, got {degrees}")
-    uniform = torch.rand(len(clips), generator=generator, device=clips.device, dtype=clips.dtype)
-    angle = ((2 * uniform - 1) * math.radians(degrees))[:, None, None, None]
-    x, y, z = clips.unbind(1)
-    return torch.stack([angle.cos() * x + angle.sin() * z, y, angle.cos() * z - angle.sin() * x], 1)
+    if axis not in _PLANES:
+        raise ValueError(f"axis: expected x, y or z, got {axis!r}")
+    angle = _uniform(clips, generator, math.radians(degrees))
+    first, second = _PLANES[axis]
+    turned = list(clips.unbind(1))
+    turned[first] = angle.cos() * clips[:, first] - angle.sin() * clips[:, second]
+    turned[second] = angle.cos() * clips[:, second] + angle.sin() * clips[:, first]
+    return torch.stack(turned, 1)
+
+
+def random_scale(clips: Tensor, generator: Generator | None = None, amplitude: float = 0.5) -> Tensor:
+    """Multiply every clip (N, 3, T, V, M) by a factor from U(1 - amplitude, 1 + amplitude).
+
+    Raises:
+        ValueError: the channels are not x, y, z, or ``amplitude`` is not from 0 to 1.
+    """
+    _check(clips)
+    if not 0 <= amplitude <= 1:
+        raise ValueError(f"amplitude: expected 0 to 1, got {amplitude}")
+    return clips * (1 + _uniform(clips, generator, amplitude)[:, None])
 
 
 @dataclass(frozen=True)
 class RandomViews:
-    """Draws a view: rotation about the vertical axis, temporal crop, shear, in this order; 0 leaves a step out.
+    """Draws a view: rotation about the vertical axis and about x, scale, unit box, frames, crop, shear, in this order;
+    0 leaves a step out.
 
     Args:
         rotation: largest angle about the vertical axis, in degrees.
+        tilt: largest angle about the x axis, in degrees.
+        scale: a clip is multiplied by a factor from U(1 - scale, 1 + scale).
+        box: whether every axis is stretched to [-1, 1] then, which takes the scale out again, as released.
+        frames: how many of a clip's frames are drawn at random, to be kept in their order.
         crop: a clip is padded by T // crop mirrored frames at both ends and cut back to T frames; 0 for no crop.
         shear: largest off-diagonal of the shear matrix.
 
     Crop 6 and shear 0.5 are those of SkeletonCLR and its descendants (methods such as SkeleMixCLR, SkeAttnCLR).
+    ``RandomViews(60, 60, 0.5, True, 52, 0, 0)`` are the training clips of CTR-GCN's feeder for NW-UCLA (which draws
+    whole degrees, and frames without replacement from a hundred copies of each).
     """
 
     rotation: float = 0.0
+    tilt: float = 0.0
+    scale: float = 0.0
+    box: bool = False
+    frames: int = 0
     crop: int = 6
     shear: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("rotation", "crop", "shear"):
+        for name in ("rotation", "tilt", "scale", "frames", "crop", "shear"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        if self.scale > 1:
+            raise ValueError(f"scale: expected 0 to 1, got {self.scale}")
 
-    def __call__(self, clips: Tensor, generator: Generator | None = None) -> Tensor:
-        """One view of every clip (N, 3, T, V, M); the generator is of the clips' device."""
+    def __call__(self, clips: Tensor, generator: Generator | None = None, lengths: Tensor | None = None) -> Tensor:
+        """One view of every clip (N, 3, T, V, M); the generator is of the clips' device.
+
+        Args:
+            lengths: (N,) integers, frames of every clip, of which ``frames`` are drawn; None means all T.
+        """
         if self.rotation:
             clips = random_rotation(clips, generator, self.rotation)
+        if self.tilt:
+            clips = random_rotation(clips, generator, self.tilt, "x")
+        if self.scale:
+            clips = random_scale(clips, generator, self.scale)
+        if self.box:
+            clips = unit_box(clips)
+        if self.frames:
+            if lengths is None:
+                lengths = torch.full((len(clips),), clips.shape[2], device=clips.device)
+            clips = random_frames(clips, lengths, self.frames, generator)
         if self.crop:
             clips = random_crop(clips, generator, self.crop)
         if self.shear:

@@ -1,6 +1,6 @@
 """The common form of every data set: one tensor of clips, one of labels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,14 +10,15 @@ from ..graphs import get_layout
 
 
 @dataclass
-class SkeletonDataset(Dataset[tuple[Tensor, Tensor, int]]):
-    """Preprocessed clips of equal length, held as one tensor; items are (clip, label, index).
+class SkeletonDataset(Dataset[tuple[Tensor, Tensor, int, Tensor]]):
+    """Preprocessed clips, held as one tensor; items are (clip, label, index, length).
 
     Attributes:
-        clips: (N, 3, T, V, M) float32; an absent body is all zeros.
+        clips: (N, 3, T, V, M) float32; an absent body is all zeros, and so is what follows a clip shorter than T.
         labels: (N,) int64, classes counted from 0.
         layout: name of the joint layout.
         class_names: one name per class.
+        lengths: (N,) int64, frames of every clip; T where none are given.
 
     Raises:
         ValueError: shapes, dtypes, labels and layout do not fit together.
@@ -27,6 +28,7 @@ class SkeletonDataset(Dataset[tuple[Tensor, Tensor, int]]):
     labels: Tensor
     layout: str
     class_names: tuple[str, ...]
+    lengths: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def __post_init__(self) -> None:
         joints = get_layout(self.layout).num_joints
@@ -42,6 +44,17 @@ class SkeletonDataset(Dataset[tuple[Tensor, Tensor, int]]):
             if least < 0 or most >= self.num_classes:
                 raise ValueError(f"labels: expected 0 to {self.num_classes - 1}, got {least} to {most}")
 
+        frames = self.clips.shape[2]
+        if not len(self.lengths):
+            self.lengths = torch.full((len(self.clips),), frames)
+        shape, dtype = tuple(self.lengths.shape), self.lengths.dtype
+        if shape != self.clips.shape[:1] or dtype != torch.int64:
+            raise ValueError(f"lengths: expected ({len(self.clips)},) of int64, got {shape} of {dtype}")
+        if len(self.lengths) and not 1 <= int(self.lengths.min()) <= int(self.lengths.max()) <= frames:
+            raise ValueError(
+                f"lengths: expected 1 to {frames} frames, got {int(self.lengths.min())} to {int(self.lengths.max())}"
+            )
+
     @property
     def num_classes(self) -> int:
         """Number of classes."""
@@ -50,5 +63,5 @@ class SkeletonDataset(Dataset[tuple[Tensor, Tensor, int]]):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
-        return self.clips[index], self.labels[index], index
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int, Tensor]:
+        return self.clips[index], self.labels[index], index, self.lengths[index]

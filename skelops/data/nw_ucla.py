@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from .cache import cache_folder, digest, new_array, open_array
 from .dataset import SkeletonDataset
-from .transforms import pad, preprocess
+from .transforms import center_start, pad, preprocess, uniform_frames, unit_box
 
 ACTIONS = (1, 2, 3, 4, 5, 6, 8, 9, 11, 12)
 CLASS_NAMES = (
@@ -28,6 +28,7 @@ CLASS_NAMES = (
 )  # fmt: skip
 SPLIT_VIEWS = {"train": (1, 2), "test": (3,)}
 NUM_JOINTS = 20
+SPINE = 1
 
 _NAME = re.compile(r"a(\d\d)_s(\d\d)_e(\d\d)_v(\d\d)\.json")
 # One record per frame, so that a single .npy holds clips of all lengths; `clip` counts the sorted file names.
@@ -202,16 +203,35 @@ def load(
     *,
     views: Collection[int] | None = None,
     subjects: Collection[int] | None = None,
-    frames: int = 64,
+    frames: int | None = 64,
+    recipe: str = "resize",
     align: bool = True,
     scale: bool = False,
     on_error: str = "raise",
     cache: str | os.PathLike[str] | None = None,
 ) -> SkeletonDataset:
-    """The set as one tensor (N, 3, frames, 20, 1): clips as in `NWUCLA`, through `transforms.preprocess` (centred on
-    the shoulder centre per frame, resized to `frames`, with `align` turned to face the camera, with `scale` divided
-    by the mean bone length)."""
+    """The set as one tensor (N, 3, frames, 20, 1): clips as in `NWUCLA`, prepared by a recipe.
+
+    Args:
+        frames: frames T of every clip; None keeps those that each clip has and pads with zeros.
+        recipe: "resize", which is `transforms.preprocess` (centred on the shoulder centre per frame, resized to
+            `frames`, with `align` turned to face the camera, with `scale` divided by the mean bone length); or
+            "ctr_gcn", the test clips of CTR-GCN's feeder (centred on the spine of the first frame, `unit_box`,
+            `uniform_frames`). With frames None the latter is centred only: the rest follows random views.
+
+    The other arguments and the errors are those of `NWUCLA`.
+    """
+    if recipe not in ("resize", "ctr_gcn"):
+        raise ValueError(f"recipe: expected resize or ctr_gcn, got {recipe!r}")
     raw = NWUCLA(folder, split, views=views, subjects=subjects, on_error=on_error, cache=cache)
     clips, lengths = pad([raw[index][0] for index in range(len(raw))])
-    clips = preprocess(clips, lengths, "nw_ucla", frames, align=align, scale=scale)
-    return SkeletonDataset(clips, torch.tensor(raw.labels), "nw_ucla", CLASS_NAMES)
+    if recipe == "resize":
+        clips = preprocess(clips, lengths, "nw_ucla", frames, align=align, scale=scale)
+    else:
+        clips = center_start(clips, SPINE)
+        if frames is not None:
+            clips = uniform_frames(unit_box(clips), lengths, frames)
+    labels = torch.tensor(raw.labels)
+    if frames is not None:
+        return SkeletonDataset(clips, labels, "nw_ucla", CLASS_NAMES)
+    return SkeletonDataset(clips, labels, "nw_ucla", CLASS_NAMES, lengths)

@@ -26,6 +26,26 @@ def _take_frames(clips: Tensor, frames: Tensor) -> Tensor:
     return clips.gather(2, index)
 
 
+def _present(clips: Tensor) -> Tensor:
+    """Which bodies are there, by frame: (N, 1, T, 1, M) bool."""
+    return (clips != 0).any(3, keepdim=True).any(1, keepdim=True)
+
+
+def _check_lengths(clips: Tensor, lengths: Tensor, frames: int) -> Tensor:
+    """The lengths as (N, 1) on the device of the clips. Their values are checked where that waits for no GPU."""
+    _check(clips)
+    if frames < 1:
+        raise ValueError(f"frames: expected at least 1, got {frames}")
+    if lengths.shape != clips.shape[:1] or lengths.is_floating_point():
+        raise ValueError(f"lengths: expected {len(clips)} integers, got {tuple(lengths.shape)} of {lengths.dtype}")
+    on_host = len(lengths) > 0 and lengths.device.type == "cpu"
+    if on_host and not 1 <= int(lengths.min()) <= int(lengths.max()) <= clips.shape[2]:
+        raise ValueError(
+            f"lengths: expected 1 to {clips.shape[2]} frames, got {int(lengths.min())} to {int(lengths.max())}"
+        )
+    return lengths.to(clips.device)[:, None]
+
+
 def pad(clips: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Stack clips (C, T_n, V, M) of different lengths: (N, C, max T_n, V, M), zero-padded, and lengths (N,) int64."""
     if not clips:
@@ -39,6 +59,25 @@ def center(clips: Tensor, layout: str | Layout) -> Tensor:
     layout = get_layout(layout)
     _check(clips, joints=layout.num_joints)
     return clips - clips[:, :, :, layout.center, None]
+
+
+def center_start(clips: Tensor, joint: int) -> Tensor:
+    """Subtract the place of a joint of the first body in the first frame from every joint of every frame, so that a
+    clip keeps its way through the room."""
+    _check(clips)
+    if not 0 <= joint < clips.shape[3]:
+        raise ValueError(f"joint: expected 0 to {clips.shape[3] - 1}, got {joint}")
+    return torch.where(_present(clips), clips - clips[:, :, :1, joint : joint + 1, :1], 0)
+
+
+def unit_box(clips: Tensor) -> Tensor:
+    """Stretch every axis of a clip to [-1, 1]: min-max over the frames, joints and bodies that are present. An axis
+    along which nothing extends becomes 0."""
+    _check(clips)
+    present = _present(clips)
+    low = clips.masked_fill(~present, torch.inf).amin((2, 3, 4), keepdim=True)
+    extent = clips.masked_fill(~present, -torch.inf).amax((2, 3, 4), keepdim=True) - low
+    return torch.where(present & (extent > 0), 2 * (clips - low) / extent - 1, 0)
 
 
 def align_shoulders(clips: Tensor, layout: str | Layout) -> Tensor:
@@ -77,16 +116,7 @@ def resize(clips: Tensor, lengths: Tensor, frames: int) -> Tensor:
     Args:
         clips: (N, C, T, V, M). lengths: (N,) integers from 1 to T. frames: at least 1.
     """
-    _check(clips)
-    if frames < 1:
-        raise ValueError(f"frames: expected at least 1, got {frames}")
-    if lengths.shape != clips.shape[:1] or lengths.is_floating_point():
-        raise ValueError(f"lengths: expected {len(clips)} integers, got {tuple(lengths.shape)} of {lengths.dtype}")
-    if len(lengths) and not 1 <= int(lengths.min()) <= int(lengths.max()) <= clips.shape[2]:
-        raise ValueError(
-            f"lengths: expected 1 to {clips.shape[2]} frames, got {int(lengths.min())} to {int(lengths.max())}"
-        )
-    lengths = lengths.to(clips.device)[:, None]
+    lengths = _check_lengths(clips, lengths, frames)
     steps = torch.arange(frames, device=clips.device)
     last = lengths - 1
     # float64: lengths / frames must not move a frame that falls exactly on a frame of the clip.
@@ -96,15 +126,40 @@ def resize(clips: Tensor, lengths: Tensor, frames: int) -> Tensor:
     return torch.lerp(_take_frames(clips, before), _take_frames(clips, (before + 1).minimum(last)), weight)
 
 
+def uniform_frames(clips: Tensor, lengths: Tensor, frames: int) -> Tensor:
+    """Of the first `lengths[n]` frames of each clip, `frames` at equal distances, the first and the last included,
+    rounded down to whole frames.
+
+    Args:
+        clips: (N, C, T, V, M). lengths: (N,) integers from 1 to T. frames: at least 1.
+    """
+    lengths = _check_lengths(clips, lengths, frames)
+    steps = torch.arange(frames, device=clips.device)
+    return _take_frames(clips, steps * (lengths - 1) // max(frames - 1, 1))
+
+
+def random_frames(clips: Tensor, lengths: Tensor, frames: int, generator: Generator | None = None) -> Tensor:
+    """Of the first `lengths[n]` frames of each clip, `frames` drawn uniformly with replacement, in their order.
+
+    Args:
+        clips: (N, C, T, V, M). lengths: (N,) integers from 1 to T. frames: at least 1.
+    """
+    lengths = _check_lengths(clips, lengths, frames)
+    uniform = torch.rand(len(clips), frames, generator=generator, device=clips.device, dtype=torch.float64)
+    return _take_frames(clips, (uniform * lengths).long().sort(1).values)
+
+
 def preprocess(
-    clips: Tensor, lengths: Tensor, layout: str | Layout, frames: int, *, align: bool = True, scale: bool = False
+    clips: Tensor, lengths: Tensor, layout: str | Layout, frames: int | None, *, align: bool = True, scale: bool = False
 ) -> Tensor:
     """Padded clips (N, 3, T, V, M) to (N, 3, frames, V, M): center, `normalize_scale` if `scale`, resize the valid
-    frames, then `align_shoulders` if `align` (order and default as in CrosSCLR, AimCLR and SkeleMixCLR)."""
+    frames unless `frames` is None, then `align_shoulders` if `align` (order and default as in CrosSCLR, AimCLR and
+    SkeleMixCLR)."""
     clips = center(clips, layout)
     if scale:
         clips = normalize_scale(clips, layout)
-    clips = resize(clips, lengths, frames)
+    if frames is not None:
+        clips = resize(clips, lengths, frames)
     return align_shoulders(clips, layout) if align else clips
 
 

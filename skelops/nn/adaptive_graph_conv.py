@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skelops.nn.batch_norm import BatchNormAct2d
-from skelops.nn.scaled import Shortcut, join, normalised, pointwise
+from skelops.nn.scaled import initialise, join, normalised, pointwise, shortcut, stacked
 from skelops.ops.graph_conv import graph_conv
 from skelops.ops.joint_attention import joint_attention
 
@@ -41,25 +41,25 @@ class AdaptiveGraphConv(nn.Module):
         self.conv_b = nn.ModuleList(nn.Conv2d(in_channels, embedded, 1) for _ in range(subsets))
         self.conv_d = nn.ModuleList(nn.Conv2d(in_channels, out_channels, 1) for _ in range(subsets))
         self.bn = BatchNormAct2d(out_channels)
-        self.down = Shortcut(in_channels, out_channels)
-        for name, parameter in self.named_parameters():
-            if name.endswith("weight") and parameter.dim() == 4:
-                nn.init.kaiming_normal_(parameter, mode="fan_out")
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
-        for conv in self.conv_d:
-            nn.init.normal_(conv.weight, 0, math.sqrt(2 / (conv.weight.numel() * subsets)))
+        self.down = shortcut(in_channels, out_channels)
+        initialise(self)
+        for weight in self.conv_d.parameters():
+            if weight.dim() == 4:
+                nn.init.normal_(weight, 0, math.sqrt(2 / (weight.numel() * subsets)))
         nn.init.constant_(self.bn.weight, 1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, V) -> (B, out_channels, T, V)."""
-        subsets, half = len(self.A), sum(conv.out_channels for conv in self.conv_a)
-        embedded = pointwise(x, [*self.conv_a, *self.conv_b])
-        assert isinstance(embedded, Tensor)
-        topology = joint_attention(
-            embedded[:, :half], embedded[:, half:], self.A + self.PA, heads=subsets, activation="softmax"
+        subsets = len(self.A)
+        source, target = pointwise(x, [*self.conv_a, *self.conv_b]).chunk(2, dim=1)
+        topology = joint_attention(source, target, self.A + self.PA, heads=subsets, activation="softmax")
+        weight, bias = stacked(self.conv_d)
+        assert bias is not None
+        y = graph_conv(
+            x,
+            weight.view(subsets, -1, x.shape[1]),
+            topology,
+            bias.view(subsets, -1).sum(0),
+            stats=self.bn.uses_batch_statistics,
         )
-        weight = torch.stack([conv.weight.flatten(1) for conv in self.conv_d])
-        bias = torch.stack([conv.bias for conv in self.conv_d]).sum(0)
-        y = graph_conv(x, weight, topology, bias, stats=self.bn.uses_batch_statistics)
         return join(normalised(y, self.bn), self.down(x))

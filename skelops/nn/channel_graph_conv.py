@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from skelops.nn.batch_norm import BatchNormAct2d
-from skelops.nn.scaled import Shortcut, join, normalised, pointwise
+from skelops.nn.scaled import initialise, join, normalised, pointwise, shortcut, stacked
 from skelops.ops.channel_graph_conv import channel_graph_conv
 from skelops.ops.squeeze_pool import squeeze_pool
 
 
 class Topology(nn.Module):
-    """The four 1x1 convolutions of one subset: target and source embedding, features, and from embedding to channels."""
+    """The 1x1 convolutions of one subset: target and source embedding, features, embedding to channels."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -44,32 +46,40 @@ class ChannelGraphConv(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, adjacency: Tensor) -> None:
         super().__init__()
         self.convs = nn.ModuleList(Topology(in_channels, out_channels) for _ in adjacency)
-        self.down = Shortcut(in_channels, out_channels)
+        self.down = shortcut(in_channels, out_channels)
         self.PA = nn.Parameter(adjacency.mT.clone(memory_format=torch.contiguous_format))
         self.alpha = nn.Parameter(torch.zeros(1))
         self.bn = BatchNormAct2d(out_channels)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-                nn.init.zeros_(module.bias)
+        initialise(self)
         nn.init.constant_(self.bn.weight, 1e-6)
 
-    def _embeddings(self, x: Tensor) -> Tensor:
-        """Target and source embeddings of the mean over frames, (2, B, K, R, V)."""
-        convs = [topology.get_submodule(name) for name in ("conv1", "conv2") for topology in self.convs]
-        weight = torch.cat([conv.weight.flatten(1) for conv in convs])
-        bias = torch.cat([conv.bias for conv in convs])
+    def _all(self, *names: str) -> Iterator[nn.Module]:
+        """The convolutions of these names, of all subsets."""
+        return (topology.get_submodule(name) for name in names for topology in self.convs)
+
+    def _embeddings(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Target and source embeddings of the mean over frames, (B, K, R, V) each."""
+        weight, bias = stacked(self._all("conv1", "conv2"))
+        assert bias is not None
         pooled = squeeze_pool(x).joints
-        embedded = torch.baddbmm(bias[:, None], weight.expand(len(x), -1, -1), pooled)
+        embedded = torch.baddbmm(bias[:, None], weight.squeeze(2).expand(len(x), -1, -1), pooled)
         return embedded.view(len(x), 2, len(self.convs), -1, x.shape[3]).unbind(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, V) -> (B, out_channels, T, V)."""
         target, source = self._embeddings(x)
-        features = pointwise(x, [topology.conv3 for topology in self.convs])
-        weight = torch.stack([topology.conv4.weight.flatten(1) for topology in self.convs])
-        bias = torch.stack([topology.conv4.bias for topology in self.convs])
+        features = pointwise(x, self._all("conv3"))
+        weight, bias = stacked(self._all("conv4"))
+        assert bias is not None
+        subsets = len(self.convs)
         y = channel_graph_conv(
-            features, target, source, weight, bias, self.alpha, self.PA.mT, stats=self.bn.uses_batch_statistics
+            features,
+            target,
+            source,
+            weight.view(subsets, -1, weight.shape[1]),
+            bias.view(subsets, -1),
+            self.alpha,
+            self.PA.mT,
+            stats=self.bn.uses_batch_statistics,
         )
         return join(normalised(y, self.bn), self.down(x))

@@ -6,8 +6,7 @@ from torch import Tensor, nn
 
 from skelops._stats import MapStats
 from skelops.nn.batch_norm import BatchNormAct2d
-from skelops.nn.scaled import Shortcut, convolve, join, normalised
-from skelops.nn.temporal_conv import TemporalConv
+from skelops.nn.scaled import ConvNorm, join, normalised, shortcut
 from skelops.ops.graph_conv import graph_conv
 
 
@@ -71,18 +70,15 @@ class STGCNBlock(nn.Module):
             raise ValueError(f"kernel_size: expected an odd number of frames, got {kernel_size}")
         self.dropout = dropout
         self.gcn = GraphConv(in_channels, out_channels, subsets)
-        self.tcn = nn.ModuleDict(
-            {
-                "0": BatchNormAct2d(out_channels),
-                "2": TemporalConv(out_channels, out_channels, kernel_size, stride),
-                "3": BatchNormAct2d(out_channels),
-            }
-        )
-        self.residual = Shortcut(in_channels, out_channels, stride) if residual else None
+        # Under the released numbers, between which ReLU and dropout lie: 0 before the convolution, 2 and 3.
+        self.tcn = ConvNorm(out_channels, out_channels, kernel_size, stride, names=("2", "3"))
+        self.tcn.add_module("0", BatchNormAct2d(out_channels))
+        self.residual = shortcut(in_channels, out_channels, stride) if residual else None
 
     def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
         """(B, C, T, V) with adjacency (K, V, V) -> (B, out_channels, ceil(T / stride), V)."""
-        inner, conv, outer = (self.tcn[name] for name in ("0", "2", "3"))
-        y = normalised(self.gcn(x, adjacency, stats=inner.uses_batch_statistics), inner)
+        inner = self.tcn.get_submodule("0")
+        assert isinstance(inner, BatchNormAct2d)
+        y = self.tcn(normalised(self.gcn(x, adjacency, stats=inner.uses_batch_statistics), inner))
         residual = None if self.residual is None else self.residual(x)
-        return join(convolve(y, conv, outer), residual, dropout=self.dropout if self.training else 0.0)
+        return join(y, residual, dropout=self.dropout if self.training else 0.0)

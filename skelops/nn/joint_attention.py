@@ -7,19 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from skelops.nn.batch_norm import BatchNormAct2d
-from skelops.nn.scaled import ScaledMap, channels, convolve, join, normalised, pointwise
-from skelops.nn.temporal_conv import TemporalConv
+from skelops.nn.scaled import ConvNorm, ScaledMap, initialise, join, normalised, pointwise, pointwise_normalised
 from skelops.ops.graph_conv import graph_conv
 from skelops.ops.joint_attention import joint_attention
 
 SLOPE = 0.1
-
-
-def _conv_bn(in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1) -> nn.ModuleDict:
-    return nn.ModuleDict(
-        {"0": TemporalConv(in_channels, out_channels, kernel_size, stride), "1": BatchNormAct2d(out_channels)}
-    )
 
 
 class JointEncoding(nn.Module):
@@ -74,32 +66,24 @@ class JointAttentionBlock(nn.Module):
         self.in_nets = nn.Conv2d(in_channels, 2 * heads * inner, 1)
         self.alphas = nn.Parameter(torch.ones(1, heads, 1, 1))
         self.attention0s = nn.Parameter(torch.ones(1, heads, joints, joints) / joints)
-        self.out_nets = _conv_bn(in_channels * heads, out_channels)
-        self.ff_nets = _conv_bn(out_channels, out_channels)
-        self.out_nett = _conv_bn(out_channels, out_channels, 7, stride)
+        self.out_nets = ConvNorm(in_channels * heads, out_channels)
+        self.ff_nets = ConvNorm(out_channels, out_channels)
+        self.out_nett = ConvNorm(out_channels, out_channels, 7, stride)
         changes = in_channels != out_channels or stride != 1
-        self.downs1, self.downs2 = (_conv_bn(in_channels, out_channels) if changes else None for _ in range(2))
-        self.downt2 = _conv_bn(out_channels, out_channels, 1, stride) if changes else None
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-                nn.init.zeros_(module.bias)
+        self.downs1, self.downs2 = (ConvNorm(in_channels, out_channels) if changes else None for _ in range(2))
+        self.downt2 = ConvNorm(out_channels, out_channels, 1, stride) if changes else None
+        initialise(self)
 
     def _shortcuts(self, x: Tensor) -> tuple[Tensor | ScaledMap, Tensor | ScaledMap]:
         if self.downs1 is None or self.downs2 is None:
             return x, x
-        first, second = self.downs1, self.downs2
-        both = pointwise(x, [first["0"], second["0"]], stats=first["1"].uses_batch_statistics)
-        O = first["0"].out_channels
-        return normalised(channels(both, 0, O), first["1"]), normalised(channels(both, O, 2 * O), second["1"])
+        first, second = pointwise_normalised(x, [self.downs1, self.downs2])
+        return first, second
 
     def _attend(self, x: Tensor) -> ScaledMap:
-        embedded = pointwise(self.pes(x), [self.in_nets])
-        half = self.in_nets.out_channels // 2
-        topology = joint_attention(
-            embedded[:, :half], embedded[:, half:], self.attention0s[0], self.alphas.flatten(), heads=self.heads
-        )
-        conv, bn = self.out_nets["0"], self.out_nets["1"]
+        source, target = pointwise(self.pes(x), [self.in_nets]).chunk(2, dim=1)
+        topology = joint_attention(source, target, self.attention0s[0], self.alphas.flatten(), heads=self.heads)
+        conv, bn = self.out_nets.convolution, self.out_nets.norm
         weight = conv.weight.view(-1, self.heads, x.shape[1]).transpose(0, 1)
         return normalised(graph_conv(x, weight, topology, conv.bias, stats=bn.uses_batch_statistics), bn)
 
@@ -107,6 +91,6 @@ class JointAttentionBlock(nn.Module):
         """(B, C, T, V) -> (B, out_channels, ceil(T / stride), V)."""
         first, second = self._shortcuts(x)
         y = join(self._attend(x), first, SLOPE)
-        y = join(convolve(y, self.ff_nets["0"], self.ff_nets["1"]), second, SLOPE)
-        residual = y if self.downt2 is None else convolve(y, self.downt2["0"], self.downt2["1"])
-        return join(convolve(y, self.out_nett["0"], self.out_nett["1"]), residual, SLOPE)
+        y = join(self.ff_nets(y), second, SLOPE)
+        residual = y if self.downt2 is None else self.downt2(y)
+        return join(self.out_nett(y), residual, SLOPE)

@@ -9,8 +9,23 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
 from skelops.nn.batch_norm import BatchNormAct2d
-from skelops.nn.scaled import ScaledMap, channels, convolve, join, normalised, pointwise
-from skelops.nn.temporal_conv import TemporalConv
+from skelops.nn.scaled import ConvNorm, ScaledMap, initialise, join, normalised, pointwise_normalised
+
+
+class Branch(ConvNorm):
+    """``BN(conv1x1(x))`` and the module that comes after it, under the name that it has in the state_dict."""
+
+    def __init__(self, in_channels: int, width: int, name: str, after: nn.Module) -> None:
+        super().__init__(in_channels, width)
+        self.after_name = name
+        self.add_module(name, after)
+
+    def after(self, x: ScaledMap, stride: int) -> ScaledMap:
+        """A convolution applies normalisation and ReLU itself; before a BatchNorm lies a max-pool of three frames."""
+        module = self.get_submodule(self.after_name)
+        if isinstance(module, BatchNormAct2d):
+            return normalised(max_pool2d(join(x), (3, 1), (stride, 1), (1, 0)), module)
+        return module(x)
 
 
 class MultiScaleTemporalConv(nn.Module):
@@ -47,51 +62,22 @@ class MultiScaleTemporalConv(nn.Module):
         count = len(dilations) + 2
         if out_channels % count:
             raise ValueError(f"out_channels: expected a multiple of the {count} branches, got {out_channels}")
-        self.width, self.stride = out_channels // count, stride
-        width = self.width
-
-        def branch(last: dict[str, nn.Module], stride: int = 1) -> nn.ModuleDict:
-            first: dict[str, nn.Module] = {
-                "0": nn.Conv2d(in_channels, width, 1, (stride, 1)),
-                "1": BatchNormAct2d(width),
-            }
-            return nn.ModuleDict(first | last)
-
-        self.branches = nn.ModuleList(
-            branch(
-                {
-                    "3": nn.ModuleDict(
-                        {
-                            "conv": TemporalConv(width, width, kernel_size, stride, dilation),
-                            "bn": BatchNormAct2d(width),
-                        }
-                    )
-                }
-            )
-            for dilation in dilations
-        )
-        self.branches.append(branch({"4": BatchNormAct2d(width)}))
-        self.branches.append(branch({}, stride))
+        self.stride, width = stride, out_channels // count
+        dilated = (ConvNorm(width, width, kernel_size, stride, d, names=("conv", "bn")) for d in dilations)
+        self.branches = nn.ModuleList(Branch(in_channels, width, "3", module) for module in dilated)
+        self.branches.append(Branch(in_channels, width, "4", BatchNormAct2d(width)))
+        self.branches.append(ConvNorm(in_channels, width, stride=stride))
+        initialise(self)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
     def forward(self, x: Tensor) -> ScaledMap:
         """(B, C, T, V) -> normalised (B, out_channels, ceil(T / stride), V), without the final activation."""
-        *narrowed, plain = self.branches
-        uses_batch = narrowed[0]["1"].uses_batch_statistics
-        narrow = pointwise(x, [branch["0"] for branch in narrowed], stats=uses_batch)
-        parts = []
-        for i, branch in enumerate(narrowed):
-            part = normalised(channels(narrow, i * self.width, (i + 1) * self.width), branch["1"])
-            if "3" in branch:
-                parts.append(convolve(part, branch["3"]["conv"], branch["3"]["bn"]))
-            else:
-                pooled = max_pool2d(join(part), (3, 1), (self.stride, 1), (1, 0))
-                parts.append(normalised(pooled, branch["4"]))
-        parts.append(convolve(x, plain["0"], plain["1"]))
-        maps, scales, shifts = zip(*parts, strict=True)
+        narrowed = [branch for branch in self.branches if isinstance(branch, Branch)]
+        parts = [
+            branch.after(part, self.stride)
+            for branch, part in zip(narrowed, pointwise_normalised(x, narrowed), strict=True)
+        ]
+        maps, scales, shifts = zip(*parts, self.branches[-1](x), strict=True)
         return ScaledMap(torch.cat(maps, dim=1), torch.cat(scales), torch.cat(shifts))

@@ -6,14 +6,15 @@ A convolution hands the sums of its channels on (`MapStats`), a BatchNorm makes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from skelops._stats import MapStats
 from skelops.nn.batch_norm import BatchNormAct2d
+from skelops.nn.temporal_conv import TemporalConv
 from skelops.ops.norm_act import norm_act
 from skelops.ops.temporal_conv import temporal_conv
 
@@ -32,43 +33,9 @@ class ScaledMap(NamedTuple):
     shift: Tensor
 
 
-def channels(y: Tensor | MapStats, start: int, stop: int) -> Tensor | MapStats:
-    """The channels start to stop of a map, with their sums."""
-    if isinstance(y, Tensor):
-        return y[:, start:stop]
-    return MapStats(y.output[:, start:stop], y.sum[start:stop], y.square_sum[start:stop])
-
-
 def normalised(y: Tensor | MapStats, bn: BatchNormAct2d) -> ScaledMap:
     """``bn(y)``, still to be applied."""
     return ScaledMap(y if isinstance(y, Tensor) else y.output, *bn.scale_shift(y))
-
-
-def convolve(x: Tensor | ScaledMap, conv: nn.Conv2d, bn: BatchNormAct2d) -> ScaledMap:
-    """``bn(conv(x))``, or ``bn(conv(relu(x)))`` of a normalised map; the convolution runs along frames."""
-    x, scale, shift = x if isinstance(x, ScaledMap) else (x, None, None)
-    y = temporal_conv(
-        x,
-        conv.weight.squeeze(3),
-        conv.bias,
-        scale,
-        shift,
-        stride=conv.stride[0],
-        dilation=conv.dilation[0],
-        groups=conv.groups,
-        stats=bn.uses_batch_statistics,
-    )
-    return normalised(y, bn)
-
-
-def pointwise(x: Tensor, convs: Sequence[nn.Conv2d], *, stats: bool = False) -> Tensor | MapStats:
-    """The 1x1 convolutions of one map as one, their channels one after the other."""
-    if len(convs) == 1:
-        weight, bias = convs[0].weight, convs[0].bias
-    else:
-        weight = torch.cat([conv.weight for conv in convs])
-        bias = None if convs[0].bias is None else torch.cat([conv.bias for conv in convs if conv.bias is not None])
-    return temporal_conv(x, weight.squeeze(3), bias, stride=convs[0].stride[0], groups=convs[0].groups, stats=stats)
 
 
 def join(
@@ -87,28 +54,83 @@ def join(
     return norm_act(*x, *others, negative_slope=negative_slope, dropout=dropout, seed=seed)
 
 
-class Shortcut(nn.Module):
-    """What a block adds to its output: its input, or ``BN(conv1x1(input))`` where shapes differ.
+class ConvNorm(nn.Module):
+    """``BN(conv(x))`` with a convolution along frames; of a normalised map ``BN(conv(relu(x)))``.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        stride: temporal stride of the block.
+        in_channels, out_channels, kernel_size, stride, dilation: of `TemporalConv`.
         names: of the convolution and the BatchNorm in the state_dict.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: int = 1, names: tuple[str, str] = ("0", "1")
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        dilation: int = 1,
+        names: tuple[str, str] = ("0", "1"),
     ) -> None:
         super().__init__()
-        self.names = None if in_channels == out_channels and stride == 1 else names
-        if self.names:
-            self.add_module(names[0], nn.Conv2d(in_channels, out_channels, 1, (stride, 1)))
-            self.add_module(names[1], BatchNormAct2d(out_channels))
+        self.names = names
+        self.add_module(names[0], TemporalConv(in_channels, out_channels, kernel_size, stride, dilation))
+        self.add_module(names[1], BatchNormAct2d(out_channels))
 
-    def forward(self, x: Tensor) -> Tensor | ScaledMap:
-        if self.names is None:
-            return x
-        conv, bn = (self.get_submodule(name) for name in self.names)
-        assert isinstance(conv, nn.Conv2d) and isinstance(bn, BatchNormAct2d)
-        return convolve(x, conv, bn)
+    @property
+    def convolution(self) -> Any:
+        """The convolution."""
+        return self._modules[self.names[0]]
+
+    @property
+    def norm(self) -> Any:
+        """The BatchNorm."""
+        return self._modules[self.names[1]]
+
+    def forward(self, x: Tensor | ScaledMap) -> ScaledMap:
+        """(B, C, T, V) -> (B, O, ceil(T / stride), V)."""
+        inputs = x if isinstance(x, ScaledMap) else (x, None, None)
+        return normalised(self.convolution(*inputs, stats=self.norm.uses_batch_statistics), self.norm)
+
+
+def shortcut(in_channels: int, out_channels: int, stride: int = 1, names: tuple[str, str] = ("0", "1")) -> nn.Module:
+    """What a block adds to its output: its input, or ``BN(conv1x1(input))`` where shapes differ."""
+    if in_channels == out_channels and stride == 1:
+        return nn.Identity()
+    return ConvNorm(in_channels, out_channels, stride=stride, names=names)
+
+
+def stacked(convs: Iterable[Any]) -> tuple[Tensor, Tensor | None]:
+    """Weights (O, C / groups, 1) and biases (O,) of 1x1 convolutions, one after the other."""
+    convs = list(convs)
+    weights, biases = [conv.weight.squeeze(3) for conv in convs], [conv.bias for conv in convs]
+    if len(convs) == 1:
+        return weights[0], biases[0]
+    return torch.cat(weights), None if biases[0] is None else torch.cat(biases)
+
+
+def pointwise(x: Tensor, convs: Iterable[nn.Module], groups: int = 1) -> Tensor:
+    """The 1x1 convolutions of one map as one, their channels one after the other."""
+    y = temporal_conv(x, *stacked(convs), groups=groups)
+    assert isinstance(y, Tensor)
+    return y
+
+
+def pointwise_normalised(x: Tensor, parts: Sequence[ConvNorm]) -> list[ScaledMap]:
+    """1x1 convolutions of one map as one, each with its own normalisation."""
+    y = temporal_conv(x, *stacked(part.convolution for part in parts), stats=parts[0].norm.uses_batch_statistics)
+    results, start = [], 0
+    for part in parts:
+        stop = start + part.convolution.out_channels
+        pieces = [y[:, start:stop]] if isinstance(y, Tensor) else [y[0][:, start:stop], *(s[start:stop] for s in y[1:])]
+        results.append(normalised(pieces[0] if isinstance(y, Tensor) else MapStats(*pieces), part.norm))
+        start = stop
+    return results
+
+
+def initialise(module: nn.Module) -> None:
+    """Kaiming weights over the outputs and zero biases for every convolution, as released encoders begin."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

@@ -1,5 +1,5 @@
 // Vectors of kLanes floats in the compiler's own vector type (+, *, comparisons and scalar operands come with it), and
-// what that type lacks: loads of several storage types, partial loads, reductions, exp and a register transpose.
+// what that type lacks: loads of several storage types, partial loads, reductions, exp, tanh and a register transpose.
 #pragma once
 
 #include "level.h"
@@ -66,7 +66,7 @@ inline void put(bf16* p, float x) {
   p->bits = static_cast<uint16_t>(rounded);
 }
 
-// The first n < kLanes elements; the other lanes are zero. Never touches memory past them.
+// The first n <= kLanes elements; the other lanes are zero. Never touches memory past them.
 inline Vec load_first(const float* p, int64_t n) {
 #if defined(__AVX512F__)
   return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
@@ -146,6 +146,21 @@ inline Vec exp(Vec x) {
   const Vec value = p * low * high;
   const Vec bounded = x < -87.3f ? splat(0.0f) : (x > 88.7f ? splat(__builtin_inff()) : value);
   return x != x ? x : bounded;
+}
+
+// tanh(x) to about two units in the last place: 1 - 2 / (e^2|x| + 1), and near zero, where that cancels, an odd minimax
+// polynomial (that of the Cephes library). NaN stays NaN.
+inline Vec tanh(Vec x) {
+  const Vec size = x < 0.0f ? -x : x;
+  const Vec far = 1.0f - 2.0f / (exp(size + size) + 1.0f);
+  const Vec square = x * x;
+  Vec p = splat(-5.70498872745e-3f);
+  p = p * square + 2.06390887954e-2f;
+  p = p * square - 5.37397155531e-2f;
+  p = p * square + 1.33314422036e-1f;
+  p = p * square - 3.33332819422e-1f;
+  const Vec near = p * square * x + x;
+  return size < 0.625f ? near : x < 0.0f ? -far : far;
 }
 
 // rows[i] becomes column i: log2(kLanes) rounds of pairwise exchange.

@@ -31,8 +31,8 @@ def graph_conv(
             (other strides are copied once); the output and the gradient keep the format.
         weight: (K, O, C).
         adjacency: (K, V, V) shared by the batch, or (B, K, V, V) per sample.
-        bias: (K, O), added before the aggregation as in the formula; (O,), added to y instead, as 2s-AGCN and DSTA-Net do;
-            or None.
+        bias: (K, O), added before the aggregation as in the formula; (O,), added to y instead, as in 2s-AGCN and
+            DSTA-Net; or None.
         stats: also return the sum and the sum of squares of every output channel in float64, from the same pass: what
             BatchNorm needs. Both are differentiable; their gradients join that of the map while it is read.
 
