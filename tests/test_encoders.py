@@ -235,3 +235,35 @@ def test_autocast(name: str) -> None:
     ours.float().sum().backward()
     error, eager_error = ((y.double() - truth).norm() / truth.norm() for y in (ours, low))
     assert error <= 2 * eager_error + 0.01
+
+
+@every_encoder
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_is_one_cuda_graph(name: str) -> None:
+    """Forward and backward, captured once and replayed on other clips."""
+    encoder, expected = (twins(name, "ntu", 2)[0].cuda() for _ in range(2))
+    expected.load_state_dict(encoder.state_dict())
+    clips = clips_of(encoder, 2).cuda()
+
+    def step() -> None:
+        for parameter in encoder.parameters():
+            parameter.grad = None
+        encoder(clips).square().sum().backward()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    clips.copy_(torch.randn_like(clips))
+    graph.replay()
+    expected(clips).square().sum().backward()
+    for (key, ours), theirs in zip(encoder.named_parameters(), expected.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None), key
+        if ours.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-3, rtol=1e-3)

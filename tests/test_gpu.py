@@ -23,6 +23,7 @@ GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 DTYPES = [torch.float32, torch.bfloat16]
 NAMES = {
+    "aggregate_per_channel": "aggregate",
     "enqueue_rows": "enqueue_",
     "graph_conv_per_sample": "graph_conv",
     "graph_conv_stats": "graph_conv",
@@ -55,12 +56,25 @@ def _graph(B: int, dtype: torch.dtype, *batch: int) -> tuple[Any, ...]:
     return _map(B, dtype), weight.to(dtype).requires_grad_(), edges.to(dtype).requires_grad_()
 
 
+def _channel_graph_inputs(B: int, dtype: torch.dtype) -> tuple[Any, ...]:
+    shapes = (B, 48, 9, 25), (B, 3, 4, 25), (B, 3, 4, 25), (3, 16, 4), (3, 16), (1,), (3, 25, 25)
+    return tuple((torch.randn(shape) / 4).to(dtype).requires_grad_() for shape in shapes)
+
+
+def _aggregate_inputs(B: int, dtype: torch.dtype, *sizes: int) -> tuple[Any, ...]:
+    return _map(B, dtype), (torch.rand(*sizes, 25, 20) / 25).to(dtype).requires_grad_()
+
+
 def _hop_inputs(B: int, dtype: torch.dtype) -> tuple[Any, ...]:
     group_key = torch.randn(B, 16, 9, 5).to(dtype).requires_grad_()
     shapes = (2, 7, 8), (2, 8), (2, 25, 25), (1,)
     parameters = (torch.randn(shape).to(dtype).requires_grad_() for shape in shapes)
     indices = torch.randint(0, 7, (25, 25)), torch.randint(0, 5, (25,))
     return *(_map(B, dtype) for _ in range(3)), group_key, *parameters, *indices
+
+
+def _norm_act(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor, seed: Tensor) -> Tensor:
+    return skelops.norm_act(x, scale, shift, residual, scale, shift, negative_slope=0.1, dropout=0.5, seed=seed)
 
 
 def _vectors(rows: int, dtype: torch.dtype, D: int = 16) -> Tensor:
@@ -75,6 +89,15 @@ CASES: dict[str, tuple[Callable[..., Any], Make]] = {
         skelops.mask_pool,
         lambda B, dtype: (_map(B, dtype), torch.rand(B, 16, 9, 25).to(dtype).requires_grad_()),
     ),
+    "aggregate": (
+        partial(skelops.aggregate, axes="kvw", sum_subsets=False),
+        lambda B, dtype: _aggregate_inputs(B, dtype, 3),
+    ),
+    "aggregate_per_channel": (
+        partial(skelops.aggregate, axes="bkcvw", sum_subsets=False),
+        lambda B, dtype: _aggregate_inputs(B, dtype, B, 3, 16),
+    ),
+    "channel_graph_conv": (partial(skelops.channel_graph_conv, stats=True), _channel_graph_inputs),
     "graph_conv": (skelops.graph_conv, lambda B, dtype: _graph(B, dtype)),
     "graph_conv_per_sample": (skelops.graph_conv, lambda B, dtype: _graph(B, dtype, B)),
     "graph_conv_stats": (partial(skelops.graph_conv, stats=True), lambda B, dtype: _graph(B, dtype)),
@@ -85,6 +108,26 @@ CASES: dict[str, tuple[Callable[..., Any], Make]] = {
             *(_map(B, dtype) for _ in range(2)),
             torch.rand(2, 25, 25).to(dtype).requires_grad_(),
             torch.rand(2).to(dtype).requires_grad_(),
+        ),
+    ),
+    "norm_act": (
+        _norm_act,
+        lambda B, dtype: (
+            _map(B, dtype),
+            torch.rand(16).requires_grad_(),
+            torch.rand(16).requires_grad_(),
+            _map(B, dtype),
+            torch.tensor([5]),
+        ),
+    ),
+    "channel_sums": (skelops.channel_sums, lambda B, dtype: (_map(B, dtype),)),
+    "batch_norm_affine": (
+        lambda *sums_and_parameters: skelops.batch_norm_affine(*sums_and_parameters[:2], 9, *sums_and_parameters[2:]),
+        lambda B, dtype: (
+            torch.randn(16, dtype=torch.float64).requires_grad_(),
+            (10 + torch.rand(16, dtype=torch.float64)).requires_grad_(),
+            torch.randn(16).to(dtype).requires_grad_(),
+            torch.randn(16).to(dtype).requires_grad_(),
         ),
     ),
     "queue_attention": (

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from skelops._checks import Shapes
 from skelops._stats import MapStats
 from skelops.ops.batch_norm_affine import batch_norm_affine
 from skelops.ops.channel_sums import channel_sums
@@ -61,9 +60,8 @@ class BatchNormAct2d(nn.BatchNorm2d):
         (Not named after the affine map that it is: torch.nn.BatchNorm2d has a flag ``affine``.)
         """
         output = x.output if isinstance(x, MapStats) else x
-        shapes = Shapes()
-        shapes.sizes["C"] = self.num_features
-        shapes.check("x", output, "B C T V")
+        if output.dim() != 4 or output.shape[1] != self.num_features:
+            raise ValueError(f"x: expected shape (B, C={self.num_features}, T, V), got {tuple(output.shape)}")
         dtype = torch.float64 if output.dtype == torch.float64 else torch.float32
         if not self.uses_batch_statistics:
             return self._running_scale_shift(dtype)
@@ -72,18 +70,25 @@ class BatchNormAct2d(nn.BatchNorm2d):
         count: int | Tensor = B * T * V
         if self._is_synchronised():
             total, square_sum, count = self._over_processes(total, square_sum, B * T * V)
-        running: tuple[Tensor | None, Tensor | None] = (None, None)
-        momentum: float | Tensor = 0.0
-        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            running = self.running_mean, self.running_var
-            if self.momentum is not None:
-                momentum = self.momentum
-            else:
+        running_mean = running_var = None
+        momentum: float | Tensor | None = self.momentum
+        if self.training and self.track_running_stats and (batches := self.num_batches_tracked) is not None:
+            batches.add_(1)
+            running_mean, running_var = self.running_mean, self.running_var
+            if momentum is None:
                 # The average of all batches; as a tensor, since reading a number on the host waits for the device.
-                momentum = self.num_batches_tracked.to(running[0]).reciprocal()
+                momentum = batches.to(running_mean).reciprocal()
         return batch_norm_affine(
-            total, square_sum, count, self.weight, self.bias, *running, momentum=momentum, eps=self.eps, dtype=dtype
+            total,
+            square_sum,
+            count,
+            self.weight,
+            self.bias,
+            running_mean,
+            running_var,
+            momentum=0.0 if momentum is None else momentum,
+            eps=self.eps,
+            dtype=dtype,
         )
 
     def forward(self, x: Tensor | MapStats, residual: Tensor | None = None) -> Tensor:

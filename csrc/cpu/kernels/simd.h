@@ -197,6 +197,22 @@ inline void transpose(Vec* rows) {
   exchange<1>(rows);
 }
 
+// sums[i] += the sum of the lanes of x[i], for n vectors: cheaper together than one by one.
+inline void add_lane_sums(const Vec* x, int64_t n, float* sums) {
+  Vec block[kLanes];
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t count = smaller(kLanes, n - i);
+    for (int64_t j = 0; j < kLanes; ++j) block[j] = j < count ? x[i + j] : Vec{};
+    transpose(block);
+    Vec total{};
+    for (int64_t j = 0; j < kLanes; ++j) total += block[j];
+    if (count == kLanes)
+      store(sums + i, load(sums + i) + total);
+    else
+      store_first(sums + i, load_first(sums + i, count) + total, count);
+  }
+}
+
 // out[c][r] = in[r][c] for a (rows, columns) matrix; out rows are padded with zeros up to a multiple of kLanes columns.
 // ldin and ldout count elements between rows; In and Out are any of float and bf16.
 template <typename In, typename Out>
@@ -206,10 +222,14 @@ inline void transpose_tile(const In* in, int64_t ldin, int64_t rows, int64_t col
     const int64_t nr = smaller(kLanes, rows - r);
     for (int64_t c = 0; c < columns; c += kLanes) {
       const int64_t nc = smaller(kLanes, columns - c);
+      // Unrolled whole, the block stays in registers; as a loop, the stores became a copy of memory that waits for the loads.
+#pragma GCC unroll 16
       for (int64_t i = 0; i < kLanes; ++i)
         block[i] = i >= nr ? Vec{} : nc == kLanes ? load(in + (r + i) * ldin + c) : load_first(in + (r + i) * ldin + c, nc);
       transpose(block);
-      for (int64_t i = 0; i < nc; ++i) {
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLanes; ++i) {
+        if (i >= nc) break;
         Out* row = out + (c + i) * ldout + r;
         if (nr == kLanes || pad)
           store(row, block[i]);

@@ -54,36 +54,57 @@ def batch_norm_affine(
         TypeError: a tensor is of the wrong dtype.
         ValueError: shapes or devices do not fit together, ``count`` is 1, or one of the running statistics is missing.
     """
-    shapes = Shapes()
-    shapes.check("sum", sum, "C")
-    shapes.check("square_sum", square_sum, "C")
-    for name, part in (("sum", sum), ("square_sum", square_sum)):
-        if part.dtype != torch.float64:
-            raise TypeError(f"{name}: expected torch.float64, got {part.dtype}")
-    if weight is not None:
-        shapes.check("weight", weight, "C")
-    if bias is not None:
-        shapes.check("bias", bias, "C")
-    if running_mean is not None and running_var is not None:
-        shapes.check("running_mean", running_mean, "C")
-        shapes.check("running_var", running_var, "C")
-    elif running_mean is not None or running_var is not None:
-        missing = "running_var" if running_var is None else "running_mean"
-        raise ValueError(f"{missing}: expected both running_mean and running_var or none, got None")
-    same_device(
-        sum=sum, square_sum=square_sum, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var
-    )
+    parts = (square_sum, weight, bias, running_mean, running_var)
+    # Called for every normalisation of an encoder: the message is put together where there is one to give.
+    if not _fits(sum, parts) or (running_mean is None) != (running_var is None):
+        _refuse(sum, *parts)
     if isinstance(count, Tensor):
-        results = reference.batch_norm_affine(sum, square_sum, count, weight, bias, eps, dtype)
+        scale, shift, mean, variance = reference.batch_norm_affine(sum, square_sum, count, weight, bias, eps, dtype)
+        mean, variance = mean.detach(), variance.detach()
     elif count == 1:
         raise ValueError("count: expected more than 1 value per channel in training, got 1")
     else:
-        results = _op(sum, square_sum, count, weight, bias, eps, dtype)
-    scale, shift, mean, variance = results
+        scale, shift, mean, variance = _op(sum, square_sum, count, weight, bias, eps, dtype)
     if running_mean is not None and running_var is not None and (isinstance(count, Tensor) or count > 0):
-        running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
-        running_var.lerp_(variance.detach().to(running_var.dtype), momentum)
+        for running, new in ((running_mean, mean), (running_var, variance)):
+            running.lerp_(new if new.dtype == running.dtype else new.to(running.dtype), momentum)
     return scale, shift
+
+
+def _fits(sum: Any, parts: tuple[Any, ...]) -> bool:
+    if not isinstance(sum, Tensor) or sum.dtype != torch.float64 or sum.dim() != 1:
+        return False
+    if not isinstance(parts[0], Tensor) or parts[0].dtype != torch.float64:
+        return False
+    shape, device = sum.shape, sum.device
+    return all(
+        part is None
+        or (isinstance(part, Tensor) and part.shape == shape and part.device == device and part.is_floating_point())
+        for part in parts
+    )
+
+
+def _refuse(
+    sum: Tensor,
+    square_sum: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+) -> None:
+    shapes = Shapes()
+    for name, part in (("sum", sum), ("square_sum", square_sum)):
+        shapes.check(name, part, "C")
+        if part.dtype != torch.float64:
+            raise TypeError(f"{name}: expected torch.float64, got {part.dtype}")
+    optional = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    for name, given in optional.items():
+        if given is not None:
+            shapes.check(name, given, "C")
+    if (running_mean is None) != (running_var is None):
+        missing = "running_var" if running_var is None else "running_mean"
+        raise ValueError(f"{missing}: expected both running_mean and running_var or none, got None")
+    same_device(sum=sum, square_sum=square_sum, **optional)
 
 
 class _SumsOp(Op):
@@ -109,10 +130,9 @@ def _outputs(
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    def like() -> Tensor:
-        return sum.new_empty(sum.shape, dtype=dtype)
-
-    return like(), like(), like(), like()
+    scale = sum.new_empty(sum.shape, dtype=dtype)
+    # Half the time of a new_empty that is told a dtype.
+    return scale, scale.new_empty(sum.shape), scale.new_empty(sum.shape), scale.new_empty(sum.shape)
 
 
 def _backward_outputs(

@@ -68,7 +68,7 @@ def hop_attention(
     shapes.check("query", query, "B C T V")
     if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or shapes["C"] % heads or not shapes["C"]:
         raise ValueError(f"heads: expected a divisor of C={shapes['C']}, got {heads!r}")
-    shapes.sizes |= {"H": heads, "d": shapes["C"] // heads}
+    shapes.sizes |= {"H": heads, "d": shapes["C"] // heads, "1": 1}
     shapes.check("key", key, "B C T V")
     shapes.check("value", value, "B C T V")
     shapes.check("group_key", group_key, "B C T G")

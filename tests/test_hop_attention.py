@@ -1,0 +1,226 @@
+"""hop_attention against its definition in eager PyTorch, and against Hyperformer's form of it."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from conftest import check_against_eager, run_at_level
+from torch import Tensor
+
+import skelops
+from skelops.ops.hop_attention import reference
+
+# B, H, d, T, V, G, n_hops
+SHAPES = [
+    (2, 3, 24, 5, 25, 5, 11),
+    (3, 2, 16, 7, 20, 5, 9),
+    (1, 2, 7, 3, 17, 4, 3),
+    (2, 1, 9, 2, 1, 1, 1),
+    (1, 1, 33, 1, 18, 3, 20),
+    (0, 2, 8, 3, 25, 5, 7),
+]
+FORMATS = [torch.contiguous_format, torch.channels_last]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+FLOATS = range(8)
+
+
+def make(
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> list[Any]:
+    """The arguments; a leading H for `call`."""
+    B, H, d, T, V, G, n_hops = shape
+    maps = [torch.randn(B, H * d, T, joints).contiguous(memory_format=memory_format) for joints in (V, V, V, G)]
+    parameters = [torch.randn(size) for size in ((H, n_hops, d), (H, d), (H, V, V), (1,))]
+    indices = torch.randint(0, n_hops, (V, V)), torch.randint(0, G, (V,))
+    return [*(x.to(dtype) for x in (*maps, *parameters)), *indices]
+
+
+def call(*inputs: Tensor) -> Tensor:
+    return skelops.hop_attention(*inputs, heads=len(inputs[4]))
+
+
+def eager(*inputs: Tensor) -> Tensor:
+    heads, _, d = inputs[4].shape
+    return reference.hop_attention(*inputs, heads, d**-0.5)
+
+
+def released(
+    query: Tensor, key: Tensor, value: Tensor, group_key: Tensor, hop_key: Tensor, group_bias: Tensor, static: Tensor,
+    alpha: Tensor, hops: Tensor, groups: Tensor,
+) -> Tensor:  # fmt: skip
+    """Hyperformer's order: rows of the attention are targets."""
+    (B, C, T, V), (H, _, d) = query.shape, hop_key.shape
+    q, k, x, e = (m.reshape(B, H, d, T, V).permute(0, 3, 1, 4, 2) for m in (query, key, value, group_key[..., groups]))
+    by_hop = torch.einsum("bthnc,hnmc->bthnm", q, hop_key[:, hops.mT])
+    by_group = q @ e.mT + torch.einsum("hc,bthmc->bthm", group_bias, e)[..., None, :]
+    softmax = ((q @ k.mT + by_hop + by_group) * d**-0.5).softmax(-1)
+    return ((alpha * softmax + static.mT) @ x).transpose(3, 4).reshape(B, T, C, V).transpose(1, 2)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.usefixtures("kernels")
+def test_matches_eager(shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+    inputs = make(shape, dtype, memory_format)
+    check_against_eager(call, eager, inputs, differentiable=FLOATS)
+    if not shape[0]:
+        return
+    leaves = [x.requires_grad_() for x in inputs[:4]]
+    y = call(*inputs)
+    assert y.is_contiguous(memory_format=memory_format)
+    for grad in torch.autograd.grad(y, leaves, torch.ones_like(y)):
+        assert grad.is_contiguous(memory_format=memory_format)
+
+
+def test_is_the_released_form() -> None:
+    inputs = make(SHAPES[0])
+    torch.testing.assert_close(call(*inputs), released(*inputs), atol=1e-4, rtol=1e-4)
+    inputs = [x.double() if x.is_floating_point() else x for x in inputs]
+    torch.testing.assert_close(call(*inputs), released(*inputs))
+
+
+@pytest.mark.parametrize("B", [1, 5])
+def test_more_frames_than_lanes(B: int) -> None:
+    for memory_format in FORMATS:
+        inputs = make((B, 2, 24, 21, 25, 5, 8), memory_format=memory_format)
+        check_against_eager(call, eager, inputs, differentiable=FLOATS)
+
+
+@pytest.mark.parametrize("wanted", [*((i,) for i in FLOATS), (0, 7), (2, 3)], ids=str)
+def test_subsets_of_gradients(wanted: tuple[int, ...]) -> None:
+    check_against_eager(call, eager, make((2, 2, 8, 5, 25, 5, 7)), differentiable=wanted)
+
+
+def pitched(*maps: Tensor) -> list[Tensor]:
+    """The maps as slices of the channels of one channels_last map."""
+    return list(torch.cat(maps, 1).contiguous(memory_format=torch.channels_last).split(maps[0].shape[1], 1))
+
+
+@pytest.mark.parametrize("view", ["pitched", "mixed", "permuted", "expanded"])
+@pytest.mark.usefixtures("kernels")
+def test_strides(view: str) -> None:
+    inputs = make((2, 2, 12, 5, 25, 5, 7))
+    query, key, value = inputs[:3]
+    inputs[:3] = {
+        "pitched": lambda: pitched(query, key, value),
+        "mixed": lambda: [query.contiguous(), *pitched(key, value)],
+        "permuted": lambda: [query.mT.contiguous().mT, key, value.mT.contiguous().mT],
+        "expanded": lambda: [query[:1].expand_as(query), key, value[:, :, :1].expand_as(value)],
+    }[view]()
+    inputs[4] = inputs[4].transpose(1, 2).contiguous().transpose(1, 2)
+    inputs[8] = inputs[8].mT
+    leaves = [x.requires_grad_() for x in (x.detach() for x in inputs[:8])]
+    ours, theirs = (function(*leaves, *inputs[8:]) for function in (call, eager))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    # sum: an upstream gradient of stride 0
+    gradients = (torch.autograd.grad(y.sum(), leaves) for y in (ours, theirs))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_large_scores() -> None:
+    """The softmax neither overflows nor loses its gradient."""
+    inputs = make(SHAPES[0])
+    inputs[0] *= 50
+    check_against_eager(call, eager, inputs, differentiable=FLOATS, factor=3)
+
+
+def test_gradcheck() -> None:
+    *floats, hops, groups = make((2, 2, 3, 2, 5, 2, 3))
+    leaves = [x.double().requires_grad_() for x in floats]
+    assert torch.autograd.gradcheck(lambda *args: call(*args, hops, groups), leaves)
+
+
+def test_opcheck() -> None:
+    for memory_format in FORMATS:
+        inputs = make((2, 2, 8, 3, 25, 5, 7), memory_format=memory_format)
+        arguments = (*(x.requires_grad_() for x in inputs[:8]), *inputs[8:], 2, 0.3)
+        torch.library.opcheck(torch.ops.skelops.hop_attention.default, arguments)
+
+
+def test_compiles_whole() -> None:
+    compiled = torch.compile(call, fullgraph=True, dynamic=True)
+    for B in (2, 5):
+        inputs = make((B, 2, 8, 6, 25, 5, 7))
+        leaves = [x.requires_grad_() for x in inputs[:8]]
+        y, expected = compiled(*inputs), call(*inputs)
+        torch.testing.assert_close(y, expected)
+        gradients = (torch.autograd.grad(z.square().sum(), leaves) for z in (y, expected))
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_autocast() -> None:
+    inputs = make((2, 2, 8, 6, 25, 5, 7))
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
+        leaves = [x.requires_grad_() for x in inputs[:8]]
+        y = call(*inputs)
+    assert y.dtype == torch.bfloat16
+    gradients = torch.autograd.grad(y.float().square().sum(), leaves)
+    assert all(grad.dtype == torch.float32 for grad in gradients)
+    rounded = [x.detach().bfloat16().float() if i < 6 else x.detach() for i, x in enumerate(inputs[:8])]
+    torch.testing.assert_close(y.float(), call(*rounded, *inputs[8:]), atol=2e-2, rtol=2e-2)
+
+
+def test_repeats_bit_for_bit() -> None:
+    inputs = make((6, 3, 24, 32, 25, 5, 11))
+    leaves = [x.requires_grad_() for x in inputs[:8]]
+    first, second = ([y := call(*inputs), *torch.autograd.grad(y.square().sum(), leaves)] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_double_backward_is_refused() -> None:
+    inputs = make((1, 2, 8, 2, 5, 2, 3))
+    query = inputs[0].requires_grad_()
+    (grad,) = torch.autograd.grad(call(*inputs).square().sum(), query, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward is not supported"):
+        grad.sum().backward()
+
+
+def test_bad_input() -> None:
+    inputs = make((2, 2, 8, 3, 25, 5, 7))
+
+    def changed(index: int, value: Any, **options: Any) -> Tensor:
+        arguments = [*inputs[:index], value, *inputs[index + 1 :]]
+        return skelops.hop_attention(*arguments, **{"heads": 2, **options})
+
+    cases = [
+        (0, inputs[0][0], {}, ValueError, r"query: expected shape \(B, C, T, V\), got \(16, 3, 25\)"),
+        (0, inputs[0], {"heads": 3}, ValueError, r"heads: expected a divisor of C=16, got 3"),
+        (0, inputs[0], {"heads": 2.0}, ValueError, r"heads: expected a divisor of C=16, got 2.0"),
+        (0, inputs[0], {"scale": -1.0}, ValueError, r"scale: expected a finite number above zero, got -1.0"),
+        (2, inputs[2][:, :8], {}, ValueError, r"value: expected shape .*C=16.* got \(2, 8, 3, 25\)"),
+        (3, inputs[3][:, :, :2], {}, ValueError, r"group_key: expected shape .*T=3.*"),
+        (4, inputs[4][:, :, :4], {}, ValueError, r"hop_key: expected shape \(H, n_hops, d\) with .*d=8.*"),
+        (6, inputs[6][:1], {}, ValueError, r"static: expected shape \(H, V, V\) with .*H=2.*"),
+        (7, torch.ones(2), {}, ValueError, r"alpha: expected shape"),
+        (8, inputs[8].float(), {}, TypeError, r"hops: expected a integer tensor, got torch.float32"),
+        (8, inputs[8].int(), {}, TypeError, r"hops: expected torch.int64, got torch.int32"),
+        (5, inputs[5].double(), {}, TypeError, r"group_bias: expected torch.float32 as query, got torch.float64"),
+        (9, inputs[9].to("meta"), {}, ValueError, r"groups: expected device .* as query, got meta"),
+    ]
+    for index, value, options, error, message in cases:
+        with pytest.raises(error, match=message):
+            changed(index, value, **options)
+
+
+@pytest.mark.cpu
+def test_indices_out_of_range() -> None:
+    inputs = make((2, 2, 8, 3, 25, 5, 7))
+    for (index, name, last), value in product([(8, "hops", 6), (9, "groups", 4)], [-1, 20]):
+        wrong = inputs[index].clone()
+        wrong.view(-1)[3] = value
+        with pytest.raises(ValueError, match=rf"{name}: expected values in 0..{last}, got {value}"):
+            call(*inputs[:index], wrong, *inputs[index + 1 :])
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("level", ["avx2", "portable"])
+def test_other_instruction_sets(level: str) -> None:
+    run_at_level(level, __file__, "test_matches_eager or test_more_frames or test_strides")
