@@ -40,7 +40,12 @@ def call(row: Row) -> str:
     return milliseconds(row["call_ms"]["skelops"]) + eager
 
 
-def columns(device: str) -> dict[str, Callable[[Row], str]]:
+def where(row: Row) -> str:
+    """The ops that a whole model spends its time in."""
+    return ", ".join(f"{name} {share:.0%}" for name, share in row["shares"].items())
+
+
+def columns(device: str, whole: bool = False) -> dict[str, Callable[[Row], str]]:
     """The cells of a row by their titles."""
     found: dict[str, Callable[[Row], str]] = {
         "op, shape": lambda row: f"{row['op']} {row['case']}",
@@ -54,6 +59,8 @@ def columns(device: str) -> dict[str, Callable[[Row], str]]:
     if device == "cuda":
         found["max-autotune"] = against("compile_max_ms")
         found["floor"] = lambda row: f"{milliseconds(row['floor_ms'])} ({row['percent_of_floor']:.0f}%)"
+    if whole:
+        return {**found, "peak memory": memory, "where the time goes": where}
     found |= {"best other": best_other, "peak memory": memory}
     return found | ({"call": call} if device == "cuda" else {})
 
@@ -74,12 +81,15 @@ def source(meta: Row) -> str:
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """The headline rows as a table, with where they were measured."""
-    rows = [row for row in content["rows"] if row["headline"]]
-    cells = columns(rows[0]["device"] if rows else "cpu")
-    lines = [f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}"]
-    lines += [f"| {' | '.join(cell(row) for cell in cells.values())} |" for row in rows]
-    return "\n".join([*lines, "", source(content["meta"])])
+    """The headline rows as tables, of ops and of whole models, with where they were measured."""
+    rows, lines = [row for row in content["rows"] if row["headline"]], []
+    for whole in (False, True):
+        some = [row for row in rows if ("shares" in row) == whole]
+        if some:
+            cells = columns(some[0]["device"], whole)
+            lines += [f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}"]
+            lines += [f"| {' | '.join(cell(row) for cell in cells.values())} |" for row in some] + [""]
+    return "\n".join([*lines, source(content["meta"])])
 
 
 if __name__ == "__main__":

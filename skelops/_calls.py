@@ -71,12 +71,34 @@ def _enqueue(dtype: torch.dtype) -> Iterator[partial]:
         yield partial(_ring_write, torch.zeros(shape, dtype=dtype), keys, torch.zeros(1, dtype=torch.int64))
 
 
+def _norm_act(dtype: torch.dtype) -> Iterator[partial]:
+    seed = torch.tensor([1])
+    for x in _maps(dtype, (256, 64, 50, 25), (256, 256, 16, 25)):
+        scale, shift = (torch.rand(x.shape[1]).requires_grad_() for _ in range(2))
+        yield partial(skelops.norm_act, x, scale, shift, torch.randn_like(x).requires_grad_(), dropout=0.5, seed=seed)
+
+
+def _channel_sums(dtype: torch.dtype) -> Iterator[partial]:
+    for x in _maps(dtype, (256, 64, 50, 25), (256, 256, 16, 25)):
+        yield partial(skelops.channel_sums, x)
+
+
+def _batch_norm_affine(dtype: torch.dtype) -> Iterator[partial]:
+    for C in (64, 256):
+        total, square_sum = (i + torch.rand(C, dtype=torch.float64).requires_grad_() for i in (0, 1000))
+        weight, bias = (torch.rand(C).to(dtype).requires_grad_() for _ in range(2))
+        yield partial(skelops.batch_norm_affine, total, square_sum, 1000, weight, bias)
+
+
 #: Calls of each op at common shapes.
 CALLS: dict[str, Callable[[torch.dtype], Iterator[partial]]] = {
+    "batch_norm_affine": _batch_norm_affine,
+    "channel_sums": _channel_sums,
     "enqueue": _enqueue,
     "graph_conv": _graph_conv,
     "info_nce": _info_nce,
     "mask_pool": _mask_pool,
+    "norm_act": _norm_act,
     "queue_attention": _queue_attention,
     "squeeze_pool": _squeeze_pool,
 }

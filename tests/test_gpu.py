@@ -77,6 +77,12 @@ def _norm_act(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor, seed: T
     return skelops.norm_act(x, scale, shift, residual, scale, shift, negative_slope=0.1, dropout=0.5, seed=seed)
 
 
+def _temporal(B: int, dtype: torch.dtype) -> tuple[Any, ...]:
+    weight, bias = (torch.randn(size).to(dtype).requires_grad_() for size in ((20, 16, 5), (20,)))
+    scale, shift = (torch.randn(16).requires_grad_() for _ in range(2))
+    return _map(B, dtype), weight, bias, scale, shift
+
+
 def _vectors(rows: int, dtype: torch.dtype, D: int = 16) -> Tensor:
     return normalize(torch.randn(rows, D), dim=1).to(dtype)
 
@@ -130,6 +136,7 @@ CASES: dict[str, tuple[Callable[..., Any], Make]] = {
             torch.randn(16).to(dtype).requires_grad_(),
         ),
     ),
+    "temporal_conv": (partial(skelops.temporal_conv, stride=2, stats=True), _temporal),
     "queue_attention": (
         skelops.queue_attention,
         lambda B, dtype: (_vectors(B, dtype).requires_grad_(), _vectors(200, dtype), 5.0),

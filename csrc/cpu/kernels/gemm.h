@@ -1,5 +1,6 @@
-// A register-blocked matrix product for operands that already lie in cache: C (M, N) (+)= A (M, K) B (K, N).
-// A is read by scalars with any two strides (so A or its transpose), B and C by rows; N is a multiple of kLanes.
+// A register-blocked matrix product for operands that already lie in cache: C (M, N) = [add +] A (M, K) B (K, N).
+// A is read by scalars with any strides (so A or its transpose), B and C by rows; N is a multiple of kLanes. The sum may
+// run over several taps: parts of A and B that lie at equal distances.
 #pragma once
 
 #include "simd.h"
@@ -8,46 +9,95 @@ namespace skelops::SKELOPS_LEVEL {
 
 constexpr int kRegisters = kLanes == 16 ? 24 : 12;  // accumulators; the rest hold B and the scalar of A
 
+struct Product {
+  const float* a;  // A[m, (tap, k)] = a[m * am + tap * at + k * ak]
+  int64_t am, ak, at;
+  const float* b;  // B[(tap, k), n] = b[tap * bt + k * bk + n]
+  int64_t bk, bt;
+  const float* add;  // added to row m: add + m * addm, which may be C itself or a bias (addm 0); or null
+  int64_t addm;
+  float* c;
+  int64_t cm;
+  int64_t K, taps;  // the sum has taps * K terms
+};
+
+// The M rows of C at p.c, N vectors wide.
 template <int M, int N>
-inline __attribute__((always_inline)) void gemm_block(const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb, float* c, int64_t ldc,
-                                                      int64_t K, bool accumulate) {
+inline __attribute__((always_inline)) void gemm_block(const Product& p) {
   Vec acc[M][N] = {};
-  for (int64_t k = 0; k < K; ++k, a += ak, b += ldb) {
-    Vec row[N];
-    for (int n = 0; n < N; ++n) row[n] = load(b + n * kLanes);
-    for (int m = 0; m < M; ++m) {
-      const float scalar = a[m * am];
-      for (int n = 0; n < N; ++n) acc[m][n] += scalar * row[n];
+  const float *a_tap = p.a, *b_tap = p.b;
+  int64_t taps = p.taps;
+  do {
+    const float *a = a_tap, *b = b_tap;
+    for (int64_t k = 0; k < p.K; ++k, a += p.ak, b += p.bk) {
+      Vec row[N];
+      for (int n = 0; n < N; ++n) row[n] = load(b + n * kLanes);
+      for (int m = 0; m < M; ++m) {
+        const float scalar = a[m * p.am];
+        for (int n = 0; n < N; ++n) acc[m][n] += scalar * row[n];
+      }
     }
-  }
+    a_tap += p.at, b_tap += p.bt;
+  } while (--taps > 0);
   // What is there is added last: a long sum then is one of short sums, and rounds less.
+  if (p.add) {
+#pragma GCC unroll 24
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) acc[m][n] += load(p.add + m * p.addm + n * kLanes);
+  }
+#pragma GCC unroll 24
   for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) {
-      float* to = c + m * ldc + n * kLanes;
-      store(to, accumulate ? load(to) + acc[m][n] : acc[m][n]);
-    }
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) store(p.c + m * p.cm + n * kLanes, acc[m][n]);
 }
 
-// M rows of C, N vectors wide; the rows left over run in blocks of 2 and 1.
+// Blocks of M rows as long as they fit; p moves on to the rows left over.
+template <int M, int N>
+inline __attribute__((always_inline)) void gemm_rows(Product& p, int64_t& left) {
+  for (; left >= M; left -= M) {
+    gemm_block<M, N>(p);
+    p.a += M * p.am, p.c += M * p.cm;
+    if (p.add) p.add += M * p.addm;
+  }
+}
+
+// N vectors wide; the rows left over run in blocks of 4, 2 and 1.
 template <int N>
-void gemm_columns(const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t M, int64_t K, bool accumulate) {
-  constexpr int rows = kRegisters / N;
-  int64_t m = 0;
-  for (; m + rows <= M; m += rows) gemm_block<rows, N>(a + m * am, am, ak, b, ldb, c + m * ldc, ldc, K, accumulate);
-  for (; m + 2 <= M; m += 2) gemm_block<2, N>(a + m * am, am, ak, b, ldb, c + m * ldc, ldc, K, accumulate);
-  for (; m < M; ++m) gemm_block<1, N>(a + m * am, am, ak, b, ldb, c + m * ldc, ldc, K, accumulate);
+void gemm_columns(Product p, int64_t M) {
+  // One vector alone needs a load of A per product, with as many addresses: more than 8 do not fit the registers.
+  gemm_rows<N == 1 ? 8 : kRegisters / N, N>(p, M);
+  gemm_rows<4, N>(p, M);
+  gemm_rows<2, N>(p, M);
+  gemm_rows<1, N>(p, M);
 }
 
-inline void gemm(const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t M, int64_t N, int64_t K,
-                 bool accumulate) {
+inline void gemm(Product p, int64_t M, int64_t N) {
   constexpr int widest = kLanes == 16 ? 4 : 3;
   for (int64_t left = N / kLanes; left > 0;) {
     // A remainder of one vector is the slowest block (a load of A per product): 5 is done as 3 + 2.
     const int64_t n = left == widest + 1 ? (left + 1) / 2 : smaller(left, widest);
     const auto columns = n == widest ? gemm_columns<widest> : n == 3 ? gemm_columns<3> : n == 2 ? gemm_columns<2> : gemm_columns<1>;
-    columns(a, am, ak, b, ldb, c, ldc, M, K, accumulate);
-    b += n * kLanes, c += n * kLanes, left -= n;
+    columns(p, M);
+    p.b += n * kLanes, p.c += n * kLanes, left -= n;
+    if (p.add) p.add += n * kLanes;
   }
+}
+
+// C (M, N) [+]= A B with rows of B and C at ldb and ldc.
+inline Product product(const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t K, bool accumulate) {
+  return {a, am, ak, 0, b, ldb, 0, accumulate ? c : nullptr, ldc, c, ldc, K, 1};
+}
+
+template <int M, int N>
+inline __attribute__((always_inline)) void gemm_block(const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb, float* c, int64_t ldc,
+                                                      int64_t K, bool accumulate) {
+  gemm_block<M, N>(product(a, am, ak, b, ldb, c, ldc, K, accumulate));
+}
+
+inline void gemm(const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t M, int64_t N, int64_t K,
+                 bool accumulate) {
+  gemm(product(a, am, ak, b, ldb, c, ldc, K, accumulate), M, N);
 }
 
 }  // namespace skelops::SKELOPS_LEVEL

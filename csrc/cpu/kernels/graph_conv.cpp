@@ -8,6 +8,7 @@
 // Aggregating before projecting makes H serve both grad_x and grad_adjacency: two matrix products instead of three.
 #include "graph_conv.h"
 
+#include "dots.h"
 #include "gemm.h"
 #include "tiles.h"
 
@@ -195,30 +196,6 @@ void forward(const GraphConv& p, int64_t begin, int64_t end, double* stats) {
 
 // ---- backward ---------------------------------------------------------------------------------------------------------
 
-// sums (V, V) += dot products of the rows of x and h over frames and channels: sums[v,w] += sum_t x[t,v,:] . h[t,w,:]
-void add_dots(const float* x, const float* h, int64_t frames, int64_t V, int64_t ldx, int64_t ldh, int64_t N, float* sums) {
-  constexpr int side = kLanes == 16 ? 5 : 3;  // side^2 accumulators fit the registers; 5 divides 25 and 20 joints
-  for (int64_t v = 0; v < V; v += side)
-    for (int64_t w = 0; w < V; w += side) {
-      // Joints past the last one repeat it and are not kept.
-      Vec acc[side][side] = {};
-      const float *a[side], *b[side];
-      for (int i = 0; i < side; ++i) a[i] = x + smaller(v + i, V - 1) * ldx, b[i] = h + smaller(w + i, V - 1) * ldh;
-      for (int64_t t = 0; t < frames; ++t) {
-        for (int64_t n = 0; n < N; n += kLanes) {
-          Vec row[side];
-          for (int j = 0; j < side; ++j) row[j] = load(b[j] + t * V * ldh + n);
-          for (int i = 0; i < side; ++i) {
-            const Vec value = load(a[i] + t * V * ldx + n);
-            for (int j = 0; j < side; ++j) acc[i][j] += value * row[j];
-          }
-        }
-      }
-      for (int i = 0; i < smaller(side, V - v); ++i)
-        for (int j = 0; j < smaller(side, V - w); ++j) sums[(v + i) * V + w + j] += sum(acc[i][j]);
-    }
-}
-
 // What a sample's grad_y, summed over frames (V, Op), gives to the gradients of the bias and, through it, of the adjacency.
 void add_bias_terms(const GraphConvBackward& p, const float* adjacency, const float* grad_sum, float* grad_bias, float* grad_adjacency) {
   const GraphConvShape& s = p.shape;
@@ -273,7 +250,8 @@ void backward(const GraphConvBackward& p, int64_t begin, int64_t end, const Grap
     if (p.stats.y.data) prefetch_item<T>(p.stats.y, s, s.O, item + 1);
     if (needs_h) gemm(g, Op, 1, p.weight, s.K * Cp, h, s.K * Cp, R, s.K * Cp, s.O, false);
     if (p.needs_adjacency)
-      for (int64_t k = 0; k < s.K; ++k) add_dots(x, h + k * Cp, frames, s.V, Cp, s.K * Cp, Cp, grad_adjacency + k * s.V * s.V);
+      for (int64_t k = 0; k < s.K; ++k)
+        add_dots({x, Cp, s.V * Cp}, {h + k * Cp, s.K * Cp, s.V * s.K * Cp}, s.V, frames, Cp, grad_adjacency + k * s.V * s.V);
     if (p.grad_x.data) {
       aggregate.backward(h, grad_x, frames, Cp);
       store_tile<T>(grad_x, p.grad_x, s.C, plane, b, t * s.V, R);

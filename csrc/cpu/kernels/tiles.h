@@ -6,33 +6,49 @@
 
 namespace skelops::SKELOPS_LEVEL {
 
-// Rows row .. row + R of sample b, (R, padded), where a sample has plane = T * V rows. A channels_last float map without
-// padding is read in place: ld tells how far apart the rows of the result are.
+// Rows row .. row + R of sample b, where a sample has plane = T * V rows, into a tile whose rows are ld apart; the channels
+// up to the next multiple of kChannelPad are zero.
+template <typename T>
+void load_rows(const MapData& map, int64_t channels, int64_t plane, int64_t b, int64_t row, int64_t R, float* tile, int64_t ld) {
+  const int64_t width = padded(channels);
+  if (map.channels_last) {
+    const T* rows = static_cast<const T*>(map.data) + (b * plane + row) * map.pitch;
+    for (int64_t r = 0; r < R; ++r)
+      for (int64_t c = 0; c < width; c += kLanes) {
+        const int64_t n = larger(0, smaller(kLanes, channels - c));
+        store(tile + r * ld + c, n == kLanes ? load(rows + r * map.pitch + c) : load_first(rows + r * map.pitch + c, n));
+      }
+  } else {
+    transpose_tile(static_cast<const T*>(map.data) + b * channels * plane + row, plane, channels, R, tile, ld, true);
+    for (int64_t c = round_up(channels, kLanes); c < width; c += kLanes)
+      for (int64_t r = 0; r < R; ++r) store(tile + r * ld + c, Vec{});
+  }
+}
+
+// The rows as a tile (R, padded). A channels_last float map without padding is read in place: ld tells how far apart the
+// rows of the result are.
 template <typename T>
 const float* load_tile(const MapData& map, int64_t channels, int64_t plane, int64_t b, int64_t row, int64_t R, int slot, int64_t* ld = nullptr) {
   const int64_t width = padded(channels);
   if (ld) *ld = width;
-  float* tile = nullptr;
-  if (map.channels_last) {
-    const T* rows = static_cast<const T*>(map.data) + (b * plane + row) * map.pitch;
-    if constexpr (sizeof(T) == sizeof(float))
-      if (width == channels && (ld || map.pitch == width)) {
-        if (ld) *ld = map.pitch;
-        return rows;
-      }
-    tile = scratch(slot, R * width);
-    for (int64_t r = 0; r < R; ++r)
-      for (int64_t c = 0; c < width; c += kLanes) {
-        const int64_t n = larger(0, smaller(kLanes, channels - c));
-        store(tile + r * width + c, n == kLanes ? load(rows + r * map.pitch + c) : load_first(rows + r * map.pitch + c, n));
-      }
-  } else {
-    tile = scratch(slot, R * width);
-    transpose_tile(static_cast<const T*>(map.data) + b * channels * plane + row, plane, channels, R, tile, width, true);
-    for (int64_t c = round_up(channels, kLanes); c < width; c += kLanes)
-      for (int64_t r = 0; r < R; ++r) store(tile + r * width + c, Vec{});
-  }
+  if constexpr (sizeof(T) == sizeof(float))
+    if (map.channels_last && width == channels && (ld || map.pitch == width)) {
+      if (ld) *ld = map.pitch;
+      return static_cast<const T*>(map.data) + (b * plane + row) * map.pitch;
+    }
+  float* tile = scratch(slot, R * width);
+  load_rows<T>(map, channels, plane, b, row, R, tile, width);
   return tile;
+}
+
+// out = grad + offset + slope * y: the gradient of a map with that of its channel sums; y is null where it has no slope.
+inline void add_stats_gradient(const float* grad, int64_t ldg, const StatsGradient& stats, const float* y, int64_t ldy, float* out, int64_t ld, int64_t R,
+                               int64_t width) {
+  for (int64_t r = 0; r < R; ++r)
+    for (int64_t c = 0; c < width; c += kLanes) {
+      const Vec value = load(grad + r * ldg + c) + load(stats.offset + c);
+      store(out + r * ld + c, y ? value + load(stats.slope + c) * load(y + r * ldy + c) : value);
+    }
 }
 
 // A tile of the gradient of a map, those of its channel sums included: (R, padded), never written to the map itself.
@@ -45,32 +61,32 @@ const float* load_gradient(const MapData& grad, const StatsGradient& stats, int6
   const float* g = load_tile<T>(grad, channels, plane, b, row, R, slot, &ldg);
   const float* y = stats.y.data ? load_tile<T>(stats.y, channels, plane, b, row, R, y_slot, &ldy) : nullptr;
   float* tile = scratch(slot, R * width);
-  for (int64_t r = 0; r < R; ++r)
-    for (int64_t c = 0; c < width; c += kLanes) {
-      const Vec value = load(g + r * ldg + c) + load(stats.offset + c);
-      store(tile + r * width + c, y ? value + load(stats.slope + c) * load(y + r * ldy + c) : value);
-    }
+  add_stats_gradient(g, ldg, stats, y, ldy, tile, width, R, width);
   return tile;
 }
 
-// Writes a tile (R, padded) to where load_tile would read it.
+// Writes a tile (R, ld) to where load_rows would read it.
 template <typename T>
-void store_tile(const float* tile, const MapData& map, int64_t channels, int64_t plane, int64_t b, int64_t row, int64_t R) {
-  const int64_t width = padded(channels);
+void store_rows(const float* tile, int64_t ld, const MapData& map, int64_t channels, int64_t plane, int64_t b, int64_t row, int64_t R) {
   if (!map.channels_last) {
     T* data = static_cast<T*>(map.data) + b * channels * plane + row;
     // A few far-apart rows at a time, each written in one go.
     for (int64_t c = 0; c < channels; c += kLanes)
-      transpose_tile(tile + c, width, R, smaller(kLanes, channels - c), data + c * plane, plane, false);
+      transpose_tile(tile + c, ld, R, smaller(kLanes, channels - c), data + c * plane, plane, false);
     return;
   }
   T* rows = static_cast<T*>(map.data) + (b * plane + row) * map.pitch;
   for (int64_t r = 0; r < R; ++r)
     for (int64_t c = 0; c < channels; c += kLanes) {
       const int64_t n = smaller(kLanes, channels - c);
-      const Vec value = load(tile + r * width + c);
+      const Vec value = load(tile + r * ld + c);
       n == kLanes ? store(rows + r * map.pitch + c, value) : store_first(rows + r * map.pitch + c, value, n);
     }
+}
+
+template <typename T>
+void store_tile(const float* tile, const MapData& map, int64_t channels, int64_t plane, int64_t b, int64_t row, int64_t R) {
+  store_rows<T>(tile, padded(channels), map, channels, plane, b, row, R);
 }
 
 // Asks for the memory of a tile before it is needed: a contiguous map is read and written in short pieces of far-apart rows,

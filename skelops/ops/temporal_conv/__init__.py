@@ -169,11 +169,11 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     x, weight, scale, shift, y = ctx.saved_tensors
     stride, dilation, groups = ctx.form
+    if y is None:  # the sums are empty, but a compiler may still bring their gradients
+        grad_sum = grad_square_sum = None
     if grad is None:
         B, _, T, V = x.shape
         grad = x.new_zeros(B, weight.shape[0], (T + stride - 1) // stride, V)
-    # Float64 sums are what the reference computes in; kernels add the gradients of the sums to a float32 map.
-    wide = torch.promote_types(x.dtype, torch.float32)
     needs_x, needs_weight, needs_bias, needs_scale, needs_shift = ctx.needs_input_grad[:5]
     grad_x, grad_weight, grad_bias, grad_scale, grad_shift = _op_backward(
         grad,
@@ -182,8 +182,8 @@ def _backward(
         scale,
         shift,
         None if grad_square_sum is None else y,
-        None if grad_sum is None else grad_sum.to(wide),
-        None if grad_square_sum is None else grad_square_sum.to(wide),
+        grad_sum,
+        grad_square_sum,
         stride,
         dilation,
         groups,

@@ -1,0 +1,146 @@
+// skelops::temporal_conv on torch tensors.
+#include "kernels/temporal_conv.h"
+
+#include <algorithm>
+
+#include "tensors.h"
+
+namespace skelops {
+namespace {
+
+enum Slot { kPacked = 6, kSums = 7 };  // scratch of the calling thread; the kernels use those below
+
+// The tiles of an item fill a good half of a 1 MB L2 cache, and their float sums stay short.
+constexpr int64_t kTileFloats = 160 * 1024, kMaxRows = 512;
+constexpr int64_t kItemsPerThread = 4;
+
+// per_frame, per_halo_frame: floats of a tile for each of its rows, with and without what lies at its ends.
+TemporalConvShape shape_of(const Map& x, const Tensor& weight, int64_t stride, int64_t dilation, int64_t groups, bool backward) {
+  TemporalConvShape s{x.B, x.C, x.T, x.V, weight.size(0), weight.size(2), stride, dilation, groups, 1};
+  const int64_t input = s.width_in() * stride, output = s.width_out();
+  const int64_t halo = 2 * s.halo() * (backward ? output : input), row = backward ? 3 * input + output : input + output;
+  const int64_t fit = std::min(kMaxRows / s.V, (kTileFloats / s.V - halo) / row);
+  const int64_t frames = std::max<int64_t>(1, s.out_frames());
+  const int64_t wanted = (kItemsPerThread * torch::stable::get_num_threads() + s.B - 1) / std::max<int64_t>(1, s.B);
+  const int64_t tiles = std::max((frames + std::max<int64_t>(1, fit) - 1) / std::max<int64_t>(1, fit), std::min(wanted, frames));
+  s.tile_frames = (frames + tiles - 1) / tiles;
+  return s;
+}
+
+// A vector (groups * n) as (groups, padded(n)), the padding zero; empty where there is none.
+std::vector<float> pad(const std::optional<Tensor>& vector, int64_t groups) {
+  if (!vector) return {};
+  const Tensor source = to_float(*vector);
+  const int64_t n = source.numel() / groups;
+  std::vector<float> result(groups * padded(n), 0.0f);
+  for (int64_t group = 0; group < groups; ++group) std::copy_n(floats(source) + group * n, n, result.data() + group * padded(n));
+  return result;
+}
+
+const float* data_of(const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); }
+
+template <typename T>
+T* part(std::vector<T>& sums, bool needed, int64_t chunk, int64_t n) {
+  return needed ? sums.data() + chunk * n : nullptr;
+}
+
+// The sum over the chunks, in their order.
+template <typename T>
+void merge(std::vector<double>& sums, int64_t chunks, int64_t n, T* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    double total = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) total += sums[chunk * n + i];
+    out[i] = static_cast<T>(total);
+  }
+}
+
+void forward(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, std::optional<Tensor> scale, std::optional<Tensor> shift, int64_t stride,
+             int64_t dilation, int64_t groups, bool stats, std::vector<Tensor> outputs) {
+  const Map x = as_map(input, true), y = as_map(outputs[0]);
+  const TemporalConvShape s = shape_of(x, weight, stride, dilation, groups, false);
+  const Tensor source = to_float(weight);
+  float* packed = scratch(kPacked, s.packed_size());
+  const auto pack = temporal_conv_pack_at_level();
+  parallel_for(0, padded(s.group_out()) / kChannelPad, 1,
+               [&](int64_t begin, int64_t end) { pack(floats(source), s, begin * kChannelPad, end * kChannelPad, packed); });
+  const std::vector<float> biases = pad(bias, groups), scales = pad(scale, 1), shifts = pad(shift, 1);
+  const TemporalConv p{s, dtype_of(x.tensor), x.input(), y.output(), packed, data_of(biases), data_of(scales), data_of(shifts)};
+  const auto kernel = temporal_conv_at_level();
+  const int64_t n = 2 * s.O;
+  std::vector<double> sums(stats ? torch::stable::get_num_threads() * n : 0, 0.0), merged(n);
+  const int64_t chunks = for_chunks(s.items(), [&](int64_t chunk, int64_t begin, int64_t end) { kernel(p, begin, end, part(sums, stats, chunk, n)); });
+  if (!stats) return;
+  merge(sums, chunks, n, merged.data());
+  for (int64_t i = 0; i < 2; ++i) std::copy_n(merged.data() + i * s.O, s.O, static_cast<double*>(outputs[1 + i].mutable_data_ptr()));
+}
+
+// Adds up the chunks' sums of the gradient of the weight, as (O, C / groups, k).
+std::vector<float> unpack(const TemporalConvShape& s, const float* sums, int64_t chunks) {
+  const int64_t Cg = s.group_in(), Og = s.group_out(), M = s.sums_rows(), N = s.sums_width();
+  const int64_t of_output = s.sums_by_input() ? 1 : N, of_input = s.sums_by_input() ? N : 1;
+  std::vector<float> result(s.O * Cg * s.k);
+  parallel_for(0, s.O, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o)
+      for (int64_t i = 0; i < s.k; ++i) {
+        const float* from = sums + (o / Og * s.k + i) * M * N + o % Og * of_output;
+        for (int64_t c = 0; c < Cg; ++c) {
+          float total = 0;
+          for (int64_t chunk = 0; chunk < chunks; ++chunk) total += from[chunk * s.sums_size() + c * of_input];
+          result[(o * Cg + c) * s.k + i] = total;
+        }
+      }
+  });
+  return result;
+}
+
+void backward(const Tensor& grad, const Tensor& input, const Tensor& weight, std::optional<Tensor> scale, std::optional<Tensor> shift, std::optional<Tensor> y,
+              std::optional<Tensor> grad_sum, std::optional<Tensor> grad_square_sum, int64_t stride, int64_t dilation, int64_t groups, bool needs_x,
+              bool needs_weight, bool needs_bias, bool needs_affine, std::vector<Tensor> outputs) {
+  const Map x = as_map(input, true), grad_y = as_map(grad, true);
+  const TemporalConvShape s = shape_of(x, weight, stride, dilation, groups, true);
+  float* packed = nullptr;
+  if (needs_x || needs_affine) {
+    const Tensor source = to_float(weight);
+    packed = scratch(kPacked, s.packed_backward_size());
+    const auto pack = temporal_conv_pack_backward_at_level();
+    parallel_for(0, s.O, 16, [&](int64_t begin, int64_t end) { pack(floats(source), s, begin, end, packed); });
+  }
+  const std::vector<float> scales = pad(scale, 1), shifts = pad(shift, 1);
+  const StatsTerms stats(y, grad_sum, grad_square_sum, s.O);
+  const TemporalConvBackward p{s,
+                               dtype_of(x.tensor),
+                               grad_y.input(),
+                               x.input(),
+                               needs_x ? as_map(outputs[0]).output() : MapData{},
+                               stats.view(),
+                               packed,
+                               data_of(scales),
+                               data_of(shifts)};
+  const auto kernel = temporal_conv_backward_at_level();
+  const int64_t threads = torch::stable::get_num_threads();
+  float* weights = needs_weight ? scratch(kSums, threads * s.sums_size()) : nullptr;
+  std::vector<double> biases(threads * s.O, 0.0), of_scale(threads * s.C, 0.0), of_shift(threads * s.C, 0.0);
+  const int64_t chunks = for_chunks(s.items(), [&](int64_t chunk, int64_t begin, int64_t end) {
+    kernel(p, begin, end,
+           {needs_weight ? weights + chunk * s.sums_size() : nullptr, part(biases, needs_bias, chunk, s.O), part(of_scale, needs_affine, chunk, s.C),
+            part(of_shift, needs_affine, chunk, s.C)});
+  });
+  if (needs_weight) store_as(outputs[1], unpack(s, weights, chunks).data());
+  if (needs_bias) {
+    std::vector<float> merged(s.O);
+    merge(biases, chunks, s.O, merged.data());
+    store_as(outputs[2], merged.data());
+  }
+  if (needs_affine) {
+    merge(of_scale, chunks, s.C, static_cast<float*>(outputs[3].mutable_data_ptr()));
+    merge(of_shift, chunks, s.C, static_cast<float*>(outputs[4].mutable_data_ptr()));
+  }
+}
+
+}  // namespace
+}  // namespace skelops
+
+STABLE_TORCH_LIBRARY_IMPL(skelops_cpu, CPU, m) {
+  m.impl("temporal_conv", TORCH_BOX(&skelops::forward));
+  m.impl("temporal_conv_backward", TORCH_BOX(&skelops::backward));
+}
