@@ -21,32 +21,34 @@ def eager(
     with torch.no_grad():
         running_mean.lerp_(mean.float(), 0.1)
         running_var.lerp_((variance * (COUNT / (COUNT - 1))).float(), 0.1)
-    scale = weight * (variance + 1e-5).rsqrt().float()
-    return scale, bias - mean.float() * scale
+    scale = weight.float() * (variance + 1e-5).rsqrt().float()
+    return scale, bias.float() - mean.float() * scale
 
 
 def fused(sum: Tensor, square_sum: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
     return skelops.batch_norm_affine(sum, square_sum, COUNT, *others)
 
 
-def case(C: int) -> Case:
+def case(C: int, dtype: torch.dtype) -> Case:
     def inputs() -> tuple[Tensor, ...]:
         sums = torch.randn(C, dtype=torch.float64), COUNT * (1 + torch.rand(C, dtype=torch.float64))
-        parameters = torch.rand(C), torch.rand(C)
+        parameters = torch.rand(C).to(dtype), torch.rand(C).to(dtype)
         return (*(x.requires_grad_() for x in (*sums, *parameters)), torch.zeros(C), torch.ones(C))
 
     return Case(
         op="batch_norm_affine",
         name=f"C={C}",
-        dtype=torch.float32,
+        dtype=dtype,
         inputs=inputs,
         skelops=fused,
         eager=eager,
         forward=Work(C * (2 * 8 + 6 * 4), 12 * C),
         backward=Work(C * (6 * 8 + 11 * 4), 30 * C),
+        headline=C == 64 and dtype == torch.float32,
     )
 
 
 def cases(device: str = "cpu") -> Iterator[Case]:
-    for C in (16, 64, 256):
-        yield case(C)
+    for dtype in (torch.float32, torch.bfloat16):
+        for C in (3, 16, 64, 128, 256, 512):
+            yield case(C, dtype)

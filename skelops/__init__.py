@@ -12,10 +12,12 @@ from skelops.ops.hop_attention import hop_attention
 from skelops.ops.info_nce import info_nce
 from skelops.ops.joint_attention import joint_attention
 from skelops.ops.mask_pool import mask_pool
+from skelops.ops.multi_scale_conv import multi_scale_conv
 from skelops.ops.norm_act import norm_act
 from skelops.ops.queue_attention import queue_attention
 from skelops.ops.squeeze_pool import squeeze_pool
 from skelops.ops.temporal_conv import temporal_conv
+from skelops.ops.temporal_max_pool import temporal_max_pool
 
 __version__ = "0.1.0"
 
@@ -32,8 +34,10 @@ __all__ = [
     "info_nce",
     "joint_attention",
     "mask_pool",
+    "multi_scale_conv",
     "norm_act",
     "queue_attention",
     "squeeze_pool",
     "temporal_conv",
+    "temporal_max_pool",
 ]

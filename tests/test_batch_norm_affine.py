@@ -118,6 +118,11 @@ def test_other_dtypes_of_the_module() -> None:
     assert scale.dtype == torch.float32
     gradients = torch.autograd.grad([scale, shift], [*low, total], [torch.ones(70)] * 2)
     assert [g.dtype for g in gradients] == [torch.bfloat16, torch.bfloat16, torch.float64]
+    with skelops.backend("reference"):
+        outputs = skelops.batch_norm_affine(total, sums[1], COUNT, *low)
+        expected = torch.autograd.grad(outputs, [*low, total], [torch.ones(70)] * 2)
+    for a, b in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2 if a.dtype == torch.bfloat16 else 1e-6, atol=1e-6)
     assert running[0].any()
 
 

@@ -31,6 +31,7 @@ NAMES = {
 }
 #: Ops whose Triton kernels multiply matrices, which the interpreter does wrongly in bfloat16.
 DOTS = (
+    "aggregate",
     "graph_conv",
     "graph_conv_per_sample",
     "graph_conv_stats",

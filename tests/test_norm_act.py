@@ -94,7 +94,8 @@ def test_matches_eager(
 ) -> None:
     inputs = arguments(small(*shape), form, dtype, memory_format)
     away_from_kinks(inputs)
-    check_against_eager(skelops.norm_act, eager, inputs, given(inputs))
+    # Of a sum over few channels, eager may happen to be much better than its precision.
+    check_against_eager(skelops.norm_act, eager, inputs, given(inputs), factor=8)
 
 
 @pytest.mark.parametrize("negative_slope", [0.0, 0.1, 1.0])
@@ -115,6 +116,7 @@ def test_dropout_and_slopes(
             lambda *a, k=kept: eager(*a, negative_slope=negative_slope, kept=k),
             inputs,
             given(inputs),
+            factor=8,
         )
 
 

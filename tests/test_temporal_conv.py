@@ -111,7 +111,7 @@ def test_matches_eager(form: Form, dtype: torch.dtype, memory_format: torch.memo
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.usefixtures("kernels")
 def test_stats(form: Form, dtype: torch.dtype, memory_format: torch.memory_format) -> None:

@@ -56,7 +56,7 @@ void merge(std::vector<double>& sums, int64_t chunks, int64_t n, T* out) {
 
 void forward(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, std::optional<Tensor> scale, std::optional<Tensor> shift, int64_t stride,
              int64_t dilation, int64_t groups, bool stats, std::vector<Tensor> outputs) {
-  const Map x = as_map(input, true), y = as_map(outputs[0]);
+  const Map x = as_map(input, true), y = as_map(outputs[0], true);
   const TemporalConvShape s = shape_of(x, weight, stride, dilation, groups, false);
   const Tensor source = to_float(weight);
   float* packed = scratch(kPacked, s.packed_size());
@@ -111,7 +111,7 @@ void backward(const Tensor& grad, const Tensor& input, const Tensor& weight, std
                                dtype_of(x.tensor),
                                grad_y.input(),
                                x.input(),
-                               needs_x ? as_map(outputs[0]).output() : MapData{},
+                               needs_x ? as_map(outputs[0], true).output() : MapData{},
                                stats.view(),
                                packed,
                                data_of(scales),

@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import max_pool2d
 
 from skelops.nn.batch_norm import BatchNormAct2d
-from skelops.nn.scaled import ConvNorm, ScaledMap, initialise, join, normalised, pointwise_normalised
-
-
-class Branch(ConvNorm):
-    """``BN(conv1x1(x))`` and the module that comes after it, under the name that it has in the state_dict."""
-
-    def __init__(self, in_channels: int, width: int, name: str, after: nn.Module) -> None:
-        super().__init__(in_channels, width)
-        self.after_name = name
-        self.add_module(name, after)
-
-    def after(self, x: ScaledMap, stride: int) -> ScaledMap:
-        """A convolution applies normalisation and ReLU itself; before a BatchNorm lies a max-pool of three frames."""
-        module = self.get_submodule(self.after_name)
-        if isinstance(module, BatchNormAct2d):
-            return normalised(max_pool2d(join(x), (3, 1), (stride, 1), (1, 0)), module)
-        return module(x)
+from skelops.nn.scaled import ConvNorm, ScaledMap, initialise, normalised, pointwise_normalised, stacked
+from skelops.ops.multi_scale_conv import multi_scale_conv
 
 
 class MultiScaleTemporalConv(nn.Module):
@@ -62,10 +46,11 @@ class MultiScaleTemporalConv(nn.Module):
         count = len(dilations) + 2
         if out_channels % count:
             raise ValueError(f"out_channels: expected a multiple of the {count} branches, got {out_channels}")
-        self.stride, width = stride, out_channels // count
-        dilated = (ConvNorm(width, width, kernel_size, stride, d, names=("conv", "bn")) for d in dilations)
-        self.branches = nn.ModuleList(Branch(in_channels, width, "3", module) for module in dilated)
-        self.branches.append(Branch(in_channels, width, "4", BatchNormAct2d(width)))
+        self.stride, self.dilations, width = stride, tuple(dilations), out_channels // count
+        self.branches = nn.ModuleList(ConvNorm(in_channels, width) for _ in range(count - 1))
+        for branch, dilation in zip(self.branches, dilations, strict=False):
+            branch.add_module("3", ConvNorm(width, width, kernel_size, stride, dilation, names=("conv", "bn")))
+        self.branches[-1].add_module("4", BatchNormAct2d(width))
         self.branches.append(ConvNorm(in_channels, width, stride=stride))
         initialise(self)
         for module in self.modules():
@@ -74,10 +59,25 @@ class MultiScaleTemporalConv(nn.Module):
 
     def forward(self, x: Tensor) -> ScaledMap:
         """(B, C, T, V) -> normalised (B, out_channels, ceil(T / stride), V), without the final activation."""
-        narrowed = [branch for branch in self.branches if isinstance(branch, Branch)]
-        parts = [
-            branch.after(part, self.stride)
-            for branch, part in zip(narrowed, pointwise_normalised(x, narrowed), strict=True)
-        ]
-        maps, scales, shifts = zip(*parts, self.branches[-1](x), strict=True)
-        return ScaledMap(torch.cat(maps, dim=1), torch.cat(scales), torch.cat(shifts))
+        branches: list[Any] = list(self.branches)
+        *narrowed, plain = branches
+        dilated: list[Any] = [branch.get_submodule("3") for branch in narrowed[:-1]]
+        narrow = pointwise_normalised(x, narrowed)
+        weight, bias = stacked(conv.convolution for conv in dilated)
+        plain_weight, plain_bias = stacked([plain.convolution])
+        assert bias is not None and plain_bias is not None
+        groups = len(dilated)
+        y = multi_scale_conv(
+            narrow.map,
+            x,
+            weight.unflatten(0, (groups, -1)),
+            bias.unflatten(0, (groups, -1)),
+            plain_weight.squeeze(2),
+            plain_bias,
+            narrow.scale,
+            narrow.shift,
+            dilations=self.dilations,
+            stride=self.stride,
+            stats=plain.norm.uses_batch_statistics,
+        )
+        return normalised(y, *(conv.norm for conv in dilated), narrowed[-1].get_submodule("4"), plain.norm)

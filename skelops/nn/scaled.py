@@ -32,10 +32,25 @@ class ScaledMap(NamedTuple):
     scale: Tensor
     shift: Tensor
 
+    def halves(self) -> tuple[ScaledMap, ScaledMap]:
+        """The first and the second half of the channels."""
+        maps, scales, shifts = self.map.chunk(2, dim=1), self.scale.chunk(2), self.shift.chunk(2)
+        return ScaledMap(maps[0], scales[0], shifts[0]), ScaledMap(maps[1], scales[1], shifts[1])
 
-def normalised(y: Tensor | MapStats, bn: BatchNormAct2d) -> ScaledMap:
-    """``bn(y)``, still to be applied."""
-    return ScaledMap(y if isinstance(y, Tensor) else y.output, *bn.scale_shift(y))
+
+def normalised(y: Tensor | MapStats, *norms: BatchNormAct2d) -> ScaledMap:
+    """``BN(y)``, still to be applied; of several BatchNorms each has its share of the channels, one after the other."""
+    output, sums = (y, ()) if isinstance(y, Tensor) else (y.output, y[1:])
+    coefficients, start = [], 0
+    for norm in norms:
+        share = slice(start, start + norm.num_features)
+        part = output if len(norms) == 1 else output[:, share]
+        coefficients.append(norm.scale_shift(MapStats(part, *(s[share] for s in sums)) if sums else part))
+        start = share.stop
+    if len(norms) == 1:
+        return ScaledMap(output, *coefficients[0])
+    scales, shifts = zip(*coefficients, strict=True)
+    return ScaledMap(output, torch.cat(scales), torch.cat(shifts))
 
 
 def join(
@@ -115,16 +130,10 @@ def pointwise(x: Tensor, convs: Iterable[nn.Module], groups: int = 1) -> Tensor:
     return y
 
 
-def pointwise_normalised(x: Tensor, parts: Sequence[ConvNorm]) -> list[ScaledMap]:
-    """1x1 convolutions of one map as one, each with its own normalisation."""
+def pointwise_normalised(x: Tensor, parts: Sequence[ConvNorm]) -> ScaledMap:
+    """1x1 convolutions of one map as one, each with its own normalisation, their channels one after the other."""
     y = temporal_conv(x, *stacked(part.convolution for part in parts), stats=parts[0].norm.uses_batch_statistics)
-    results, start = [], 0
-    for part in parts:
-        stop = start + part.convolution.out_channels
-        pieces = [y[:, start:stop]] if isinstance(y, Tensor) else [y[0][:, start:stop], *(s[start:stop] for s in y[1:])]
-        results.append(normalised(pieces[0] if isinstance(y, Tensor) else MapStats(*pieces), part.norm))
-        start = stop
-    return results
+    return normalised(y, *(part.norm for part in parts))
 
 
 def initialise(module: nn.Module) -> None:
