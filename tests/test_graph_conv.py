@@ -74,10 +74,7 @@ def test_bias_of_the_output(shape: tuple[int, ...], per_sample: bool) -> None:
     inputs[3] = inputs[3][0]
     check_against_eager(skelops.graph_conv, eager, inputs, differentiable=(0, 1, 2, 3))
     plain = skelops.graph_conv(*inputs[:3])
-    torch.testing.assert_close(
-        skelops.graph_conv(*inputs), plain + inputs[3][:, None, None], atol=1e-4, rtol=1e-4
-    )
-
+    torch.testing.assert_close(skelops.graph_conv(*inputs), plain + inputs[3][:, None, None], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
