@@ -33,15 +33,11 @@ CUDA_ARCHITECTURES = os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0;9.0;10.0+PTX
 STABLE = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
 COMMON = ["-std=gnu++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-ffp-contract=fast"]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]
 # Kernels are compiled once per level; csrc/cpu/kernels/level.h chooses among them at run time.
 LEVELS = {
     "portable": [],
-    **({"avx2": ["-mavx2", "-mfma"]} if X86 else {}),
-    **(
-        {"avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]}
-        if X86
-        else {}
-    ),
+    **({"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]} if X86 else {}),
 }
 
 

@@ -90,6 +90,25 @@ def _batch_norm_affine(dtype: torch.dtype) -> Iterator[partial]:
         yield partial(skelops.batch_norm_affine, total, square_sum, 1000, weight, bias)
 
 
+def _temporal_conv(dtype: torch.dtype) -> Iterator[partial]:
+    shapes = ((256, 64, 64, 25), 9), ((128, 128, 32, 25), 9), ((256, 16, 64, 25), 5), ((64, 256, 16, 25), 1)
+    for shape, k in shapes:
+        C = shape[1]
+        weight, bias = (torch.randn(size).to(dtype).requires_grad_() for size in ((C, C, k), (C,)))
+        scale, shift = (torch.rand(C).requires_grad_() for _ in range(2))
+        for x in _maps(dtype, shape):
+            yield partial(skelops.temporal_conv, x, weight, bias)
+            for stride in (1, 2):
+                yield partial(skelops.temporal_conv, x, weight, bias, scale, shift, stride=stride, stats=True)
+
+
+def _temporal_max_pool(dtype: torch.dtype) -> Iterator[partial]:
+    for x in _maps(dtype, (128, 16, 64, 25), (128, 64, 16, 25)):
+        scale, shift = (torch.rand(x.shape[1]).requires_grad_() for _ in range(2))
+        for stride in (1, 2):
+            yield partial(skelops.temporal_max_pool, x, scale, shift, stride=stride, stats=True)
+
+
 #: Calls of each op at common shapes.
 CALLS: dict[str, Callable[[torch.dtype], Iterator[partial]]] = {
     "batch_norm_affine": _batch_norm_affine,
@@ -101,4 +120,6 @@ CALLS: dict[str, Callable[[torch.dtype], Iterator[partial]]] = {
     "norm_act": _norm_act,
     "queue_attention": _queue_attention,
     "squeeze_pool": _squeeze_pool,
+    "temporal_conv": _temporal_conv,
+    "temporal_max_pool": _temporal_max_pool,
 }

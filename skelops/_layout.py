@@ -26,7 +26,14 @@ def empty_map(x: torch.Tensor, shape: Sequence[int], channels_last: bool) -> tor
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def kernel_map(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """A (B, C, T, V) map in one of the two formats (any other is copied), and whether it is channels_last."""
+def kernel_map(x: torch.Tensor, slices: bool = False) -> tuple[torch.Tensor, bool]:
+    """A (B, C, T, V) map in one of the two formats (any other is copied), and whether it is channels_last.
+
+    Args:
+        x: the map.
+        slices: a slice of the channels of a contiguous map is not copied either.
+    """
     channels_last = is_channels_last(x)
-    return (x if channels_last else x.contiguous()), channels_last
+    _, _, T, V = x.shape
+    in_place = channels_last or (slices and x.stride()[1:] == (T * V, V, 1))
+    return (x if in_place else x.contiguous()), channels_last

@@ -9,7 +9,7 @@ import torch
 
 FOLDER = Path(__file__).parent / "lib"
 BUILD_HINT = "build it with: pip install --no-build-isolation ."
-LEVELS = ("portable", "AVX2", "AVX-512")
+LEVELS = ("portable", "AVX2", "AVX-512", "AVX-512 BF16")
 
 
 def _report(part: str) -> str:
@@ -42,6 +42,6 @@ missing: dict[str, str | None] = {backend: _load(backend) for backend in ("cpu",
 def instruction_set() -> str | None:
     """The instruction set that the CPU kernels run with, or None where they are not loaded.
 
-    The environment variable SKELOPS_CPU_LEVEL (portable, avx2, avx512) lowers it.
+    The environment variable SKELOPS_CPU_LEVEL (portable, avx2, avx512, avx512_bf16) lowers it.
     """
     return None if missing["cpu"] else LEVELS[torch.ops.skelops_cpu.instruction_set()]

@@ -19,7 +19,16 @@ from skelops import _backend
 from skelops._op import REGISTRY
 
 #: Ops whose Triton kernels multiply matrices.
-DOTS = ("aggregate", "graph_conv", "hop_attention", "joint_attention", "queue_attention", "info_nce", "temporal_conv")
+DOTS = (
+    "aggregate",
+    "graph_conv",
+    "hop_attention",
+    "info_nce",
+    "joint_attention",
+    "multi_scale_conv",
+    "queue_attention",
+    "temporal_conv",
+)
 
 # Without a GPU, Triton kernels run in its interpreter; it must know before it is imported.
 GPU = torch.cuda.is_available()

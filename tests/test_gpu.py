@@ -36,9 +36,11 @@ DOTS = (
     "graph_conv_per_sample",
     "graph_conv_stats",
     "hop_attention",
-    "joint_attention",
-    "queue_attention",
     "info_nce",
+    "joint_attention",
+    "multi_scale_conv",
+    "queue_attention",
+    "temporal_conv",
 )
 Make = Callable[[int, torch.dtype], tuple[Any, ...]]
 
@@ -82,6 +84,13 @@ def _temporal(B: int, dtype: torch.dtype) -> tuple[Any, ...]:
     weight, bias = (torch.randn(size).to(dtype).requires_grad_() for size in ((20, 16, 5), (20,)))
     scale, shift = (torch.randn(16).requires_grad_() for _ in range(2))
     return _map(B, dtype), weight, bias, scale, shift
+
+
+def _multi_scale(B: int, dtype: torch.dtype) -> tuple[Any, ...]:
+    shapes = (2, 4, 4, 3), (2, 4), (4, 16), (4,)
+    parameters = (torch.randn(shape).to(dtype).requires_grad_() for shape in shapes)
+    normalisation = (torch.randn(12).requires_grad_() for _ in range(2))
+    return torch.randn(B, 12, 9, 25).to(dtype).requires_grad_(), _map(B, dtype), *parameters, *normalisation
 
 
 def _vectors(rows: int, dtype: torch.dtype, D: int = 16) -> Tensor:
@@ -137,7 +146,12 @@ CASES: dict[str, tuple[Callable[..., Any], Make]] = {
             torch.randn(16).to(dtype).requires_grad_(),
         ),
     ),
+    "multi_scale_conv": (partial(skelops.multi_scale_conv, dilations=(1, 2), stride=2, stats=True), _multi_scale),
     "temporal_conv": (partial(skelops.temporal_conv, stride=2, stats=True), _temporal),
+    "temporal_max_pool": (
+        partial(skelops.temporal_max_pool, stride=2, stats=True),
+        lambda B, dtype: (_map(B, dtype), *(torch.randn(16).requires_grad_() for _ in range(2))),
+    ),
     "queue_attention": (
         skelops.queue_attention,
         lambda B, dtype: (_vectors(B, dtype).requires_grad_(), _vectors(200, dtype), 5.0),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from conftest import check_against_eager, run_at_level, small
@@ -50,9 +52,25 @@ def test_matches_eager(
 def test_stats(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
     inputs = make((3, 5, 7, 25), dtype)
     inputs[0] = inputs[0].contiguous(memory_format=memory_format)
+    y, total, squares = skelops.temporal_max_pool(*inputs, stride=2, stats=True)
+    assert total.dtype == squares.dtype == torch.float64
+    # The sums are of values that are not rounded to the dtype of the map yet.
+    rounding = 4 * torch.finfo(dtype).eps * (y.numel() / 5) ** 0.5
+    for found, values in ((total, y.double()), (squares, y.double().square())):
+        torch.testing.assert_close(found, values.sum((0, 2, 3)), atol=4 * rounding, rtol=4 * torch.finfo(dtype).eps)
+
+    def rounded(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+        """With sums in the precision of the kernels' partial sums."""
+
+        def run(*args: Tensor) -> tuple[Tensor, ...]:
+            y, total, squares = function(*args)
+            return y, total.float(), squares.float()
+
+        return run
+
     check_against_eager(
-        lambda *args: skelops.temporal_max_pool(*args, stride=2, stats=True),
-        lambda *args: reference.temporal_max_pool(*args, 2, True),
+        rounded(lambda *args: skelops.temporal_max_pool(*args, stride=2, stats=True)),
+        rounded(lambda *args: reference.temporal_max_pool(*args, 2, True)),
         inputs,
         differentiable=(0, 1, 2),
         factor=4,

@@ -36,7 +36,7 @@ EdgeStrides strides_of(const Tensor& adjacency) {
 }
 
 void forward(const Tensor& input, const Tensor& adjacency, bool per_subset, bool sum_subsets, bool frames, std::vector<Tensor> outputs) {
-  const Map x = as_map(input, true), y = as_map(outputs[0]);
+  const Map x = as_map(input, Slices::of_rows), y = as_map(outputs[0]);
   const Tensor edges = dense_edges(adjacency);
   const AggregateShape shape = shape_of(x, edges, per_subset, sum_subsets, frames);
   const Aggregate p{shape, dtype_of(x.tensor), x.input(), y.output(), input_data(edges), strides_of(edges)};
@@ -46,7 +46,7 @@ void forward(const Tensor& input, const Tensor& adjacency, bool per_subset, bool
 
 void backward_adjacency(const Tensor& grad, const Tensor& input, const Tensor& adjacency, bool per_subset, bool sum_subsets, bool frames,
                         std::vector<Tensor> outputs) {
-  const Map x = as_map(input, true), grad_y = as_map(grad, true);
+  const Map x = as_map(input, Slices::of_rows), grad_y = as_map(grad, Slices::of_rows);
   const AggregateShape shape = shape_of(x, adjacency, per_subset, sum_subsets, frames);
   const Aggregate p{shape, dtype_of(x.tensor), x.input(), grad_y.input(), nullptr, {}};
   const auto kernel = aggregate_backward_adjacency_at_level();

@@ -24,7 +24,7 @@ struct Arguments {
         weight(to_float(weight)),
         bias(to_float(bias)),
         adjacency(to_float(adjacency)),
-        x(as_map(input, true)),
+        x(as_map(input, Slices::of_rows)),
         shape{x.B, weight.size(0), weight.size(1), weight.size(2), x.T, x.V, blocks_of(weight.size(1))},
         alpha(*floats(to_float(alpha))) {
     pack();
@@ -113,9 +113,9 @@ void backward(const Tensor& grad, const Tensor& input, const Tensor& query, cons
               std::optional<Tensor> grad_square_sum, bool needs_x, bool needs_topology, std::vector<Tensor> outputs) {
   const Arguments arguments(input, query, key, weight, bias, alpha, adjacency);
   const ChannelGraphConvShape& shape = arguments.shape;
-  const Map grad_y = as_map(grad, true);
+  const Map grad_y = as_map(grad, Slices::of_rows);
   std::optional<Map> y;
-  if (output) y = as_map(*output, true);
+  if (output) y = as_map(*output, Slices::of_rows);
   const std::vector<float> rows = arguments.packed_rows(), of_sum = padded_floats(grad_sum, shape), of_square_sum = padded_floats(grad_square_sum, shape);
   const ChannelGraphConvBackward p{arguments.kernel(y ? y->input() : MapData{}),
                                    grad_y.input(),

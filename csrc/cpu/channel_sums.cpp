@@ -7,7 +7,7 @@ namespace skelops {
 namespace {
 
 void forward(const Tensor& map, std::vector<Tensor> outputs) {
-  const Map x = as_map(map, true);
+  const Map x = as_map(map, Slices::of_rows);
   const Lines lines = lines_of(x, along_channels(x), x.pitch == x.C);
   const ChannelSums p{lines, dtype_of(x.tensor), lines_in(x, lines)};
   const auto kernel = channel_sums_at_level();

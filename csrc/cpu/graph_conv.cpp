@@ -44,7 +44,7 @@ std::vector<float> pack_backward(const Tensor& weight) {
 
 void forward(const Tensor& input, const Tensor& weight, const Tensor& adjacency, std::optional<Tensor> bias, bool stats,
              std::vector<Tensor> outputs) {
-  const Map x = as_map(input, true), y = as_map(outputs[0]);
+  const Map x = as_map(input, Slices::all), y = as_map(outputs[0]);
   const GraphConvShape shape = shape_of(x, weight, adjacency, bias);
   const std::vector<float> packed = pack_forward(weight);
   const Tensor edges = to_float(adjacency);
@@ -67,7 +67,7 @@ void forward(const Tensor& input, const Tensor& weight, const Tensor& adjacency,
 void backward(const Tensor& grad, const Tensor& input, const Tensor& weight, const Tensor& adjacency, std::optional<Tensor> bias,
               const std::optional<Tensor>& y, const std::optional<Tensor>& grad_sum, const std::optional<Tensor>& grad_square_sum,
               bool needs_x, bool needs_weight, bool needs_adjacency, bool needs_bias, std::vector<Tensor> outputs) {
-  const Map x = as_map(input, true), grad_y = as_map(grad, true);
+  const Map x = as_map(input, Slices::all), grad_y = as_map(grad, Slices::all);
   const GraphConvShape shape = shape_of(x, weight, adjacency, bias);
   const int64_t K = shape.K, O = shape.O, C = shape.C, Cp = padded(C), subsets = K * shape.V * shape.V;
   const std::vector<float> packed = pack_backward(weight);

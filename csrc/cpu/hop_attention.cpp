@@ -15,7 +15,7 @@ struct Inputs {
 
   Inputs(const Tensor& q, const Tensor& k, const Tensor& x, const Tensor& g, const Tensor& of_hop, const Tensor& bias, const Tensor& fixed,
          const Tensor& alpha, const Tensor& hop_indices, const Tensor& group_indices, int64_t heads, double scale)
-      : query(as_map(q, true)), key(as_map(k, true)), value(as_map(x, true)), group_key(as_map(g, true)),
+      : query(as_map(q, Slices::of_rows)), key(as_map(k, Slices::of_rows)), value(as_map(x, Slices::of_rows)), group_key(as_map(g, Slices::of_rows)),
         hop_key(to_float(of_hop)), group_bias(to_float(bias)), static_part(to_float(fixed)) {
     const int64_t V = query.V, n_hops = hop_key.size(1);
     const Tensor hop_of = to_int64(hop_indices), group_of = to_int64(group_indices);
@@ -58,7 +58,7 @@ void backward(const Tensor& grad, const Tensor& query, const Tensor& key, const 
               const Tensor& group_bias, const Tensor& static_part, const Tensor& alpha, const Tensor& hops, const Tensor& groups, int64_t heads,
               double scale, std::vector<bool> needs, std::vector<Tensor> outputs) {
   Inputs inputs(query, key, value, group_key, hop_key, group_bias, static_part, alpha, hops, groups, heads, scale);
-  const Map upstream = as_map(grad, true);
+  const Map upstream = as_map(grad, Slices::of_rows);
   std::vector<Map> maps;
   for (int i = 0; i < 4; ++i) maps.push_back(needs[i] ? as_map(outputs[i]) : inputs.query);
   inputs.join_samples({&upstream, &maps[0], &maps[1], &maps[2], &maps[3]});

@@ -16,7 +16,7 @@ JointAttention pass(const Map& source, const Map& target, const std::optional<Te
 
 void forward(const Tensor& source, const Tensor& target, std::optional<Tensor> static_part, std::optional<Tensor> alpha, int64_t heads,
              std::string axis, std::string activation, double scale, std::vector<Tensor> outputs) {
-  const Map x = as_map(source, true), h = as_map(target, true);
+  const Map x = as_map(source, Slices::all), h = as_map(target, Slices::all);
   if (static_part) static_part = to_float(*static_part);
   if (alpha) alpha = to_float(*alpha);
   const JointAttention p = pass(x, h, alpha, heads, axis, activation, scale);
@@ -29,7 +29,7 @@ void forward(const Tensor& source, const Tensor& target, std::optional<Tensor> s
 void backward(const Tensor& grad, const Tensor& source, const Tensor& target, const Tensor& active, std::optional<Tensor> alpha, int64_t heads,
               std::string axis, std::string activation, double scale, bool needs_source, bool needs_target, bool needs_static, bool needs_alpha,
               std::vector<Tensor> outputs) {
-  const Map x = as_map(source, true), h = as_map(target, true);
+  const Map x = as_map(source, Slices::all), h = as_map(target, Slices::all);
   if (alpha) alpha = to_float(*alpha);
   const JointAttention p = pass(x, h, alpha, heads, axis, activation, scale);
   const Tensor upstream = dense(grad, source.scalar_type()), kept = dense(active, source.scalar_type());

@@ -16,7 +16,7 @@ Level best() {
 #if SKELOPS_X86
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    return Level::avx512;
+    return __builtin_cpu_supports("avx512bf16") ? Level::avx512_bf16 : Level::avx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Level::avx2;
 #endif
   return Level::portable;
@@ -26,7 +26,8 @@ Level chosen() {
   const char* wish = std::getenv("SKELOPS_CPU_LEVEL");
   const Level limit = wish && !std::strcmp(wish, "portable") ? Level::portable
                       : wish && !std::strcmp(wish, "avx2")   ? Level::avx2
-                                                             : Level::avx512;
+                      : wish && !std::strcmp(wish, "avx512") ? Level::avx512
+                                                             : Level::avx512_bf16;
   return best() < limit ? best() : limit;
 }
 

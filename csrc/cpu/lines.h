@@ -13,7 +13,7 @@ inline bool along_channels(const Map& map) { return map.channels_last || map.T *
 
 // A map in a given one of the two formats; copied where it is in the other.
 inline Map as_map_in(const Tensor& x, bool channels_last) {
-  const Map map = as_map(x, true);
+  const Map map = as_map(x, Slices::of_rows);
   if (map.channels_last == channels_last || (map.pitch == map.C && (map.C == 1 || map.T * map.V == 1))) return map;
   return channels_last ? Map{torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast), true, map.B, map.C, map.T, map.V, map.C}
                        : Map{torch::stable::contiguous(x), false, map.B, map.C, map.T, map.V, map.C};

@@ -56,7 +56,7 @@ void backward(const Tensor& grad_map, const Tensor& map, std::optional<Tensor> y
               std::optional<Tensor> residual_map, std::optional<Tensor> residual_scale, double negative_slope, double dropout,
               std::optional<Tensor> seed, std::vector<bool> needs, std::vector<Tensor> outputs) {
   const bool needs_x = needs[0], needs_affine = needs[1], needs_residual = needs[2], needs_residual_affine = needs[3];
-  const bool channels_last = along_channels(as_map(needs_x ? outputs[0] : needs_residual ? outputs[3] : map, true));
+  const bool channels_last = along_channels(as_map(needs_x ? outputs[0] : needs_residual ? outputs[3] : map, Slices::of_rows));
   const Map grad = as_map_in(grad_map, channels_last);
   if (!needs_residual_affine) residual_map.reset();
   const auto x = needs_affine ? std::optional(as_map_in(map, channels_last)) : std::nullopt;

@@ -23,7 +23,7 @@ std::vector<double> sum_samples(int64_t B, int64_t C, const Body& body) {
 }
 
 void forward(const Tensor& input, const Tensor& scale, const Tensor& shift, int64_t stride, bool stats, std::vector<Tensor> outputs) {
-  const Map x = as_map(input, true), y = as_map(outputs[0], true);
+  const Map x = as_map(input, Slices::all), y = as_map(outputs[0], Slices::all);
   const std::vector<float> scales = padded_floats(scale), shifts = padded_floats(shift);
   const TemporalMaxPool p{x.C, x.T, x.V, stride, dtype_of(x.tensor), x.input(), y.output(), scales.data(), shifts.data(), {}, {}};
   const auto kernel = temporal_max_pool_at_level();
@@ -33,12 +33,12 @@ void forward(const Tensor& input, const Tensor& scale, const Tensor& shift, int6
 
 void backward(const Tensor& grad, const Tensor& input, const Tensor& scale, const Tensor& shift, const std::optional<Tensor>& grad_sum,
               const std::optional<Tensor>& grad_square_sum, int64_t stride, std::vector<Tensor> outputs) {
-  const Map x = as_map(input, true), g = as_map(grad, true);
+  const Map x = as_map(input, Slices::all), g = as_map(grad, Slices::all);
   const std::vector<float> scales = padded_floats(scale), shifts = padded_floats(shift);
   // The kernel has the pooled values at hand; any map stands for them.
   const StatsTerms stats(grad, grad_sum, grad_square_sum, x.C);
   const TemporalMaxPool p{x.C,       x.T,           x.V,           stride,       dtype_of(x.tensor),              x.input(),
-                          g.input(), scales.data(), shifts.data(), stats.view(), as_map(outputs[0], true).output()};
+                          g.input(), scales.data(), shifts.data(), stats.view(), as_map(outputs[0], Slices::all).output()};
   const auto kernel = temporal_max_pool_backward_at_level();
   const auto sums = sum_samples(x.B, x.C, [&](int64_t begin, int64_t end, double* part) { kernel(p, begin, end, part); });
   for (int64_t i = 0; i < 2; ++i) std::copy_n(sums.data() + i * x.C, x.C, static_cast<float*>(outputs[1 + i].mutable_data_ptr()));

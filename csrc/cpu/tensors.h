@@ -48,14 +48,16 @@ struct Map {
   Tensor tensor;
   bool channels_last;
   int64_t B, C, T, V;
-  int64_t pitch;  // of channels_last rows
+  int64_t pitch;
 
   MapData input() const { return {const_cast<void*>(tensor.const_data_ptr()), channels_last, pitch}; }
   MapData output() const { return {output_data(tensor), channels_last, pitch}; }
 };
 
-// pitched: the kernel also reads a slice of the channels of a channels_last map.
-inline Map as_map(const Tensor& x, bool pitched = false) {
+// Which slices of the channels of wider maps a kernel takes in place: none, those of channels_last maps, or of both formats.
+enum class Slices { none, of_rows, all };
+
+inline Map as_map(const Tensor& x, Slices slices = Slices::none) {
   const int64_t B = x.size(0), C = x.size(1), T = x.size(2), V = x.size(3);
   const int64_t sizes[4] = {B, C, T, V};
   const auto has_strides = [&](int64_t b, int64_t c, int64_t t, int64_t v) {
@@ -64,8 +66,9 @@ inline Map as_map(const Tensor& x, bool pitched = false) {
       if (sizes[i] > 1 && x.stride(i) != strides[i]) return false;
     return true;
   };
-  if (has_strides(C * T * V, T * V, V, 1)) return {x, false, B, C, T, V, C};
-  const int64_t pitch = !pitched ? C : V > 1 ? x.stride(3) : T > 1 ? x.stride(2) : B > 1 ? x.stride(0) : C;
+  const int64_t channels = slices == Slices::all && B > 1 && T * V > 0 ? x.stride(0) / (T * V) : C;
+  if (channels >= C && has_strides(channels * T * V, T * V, V, 1)) return {x, false, B, C, T, V, channels};
+  const int64_t pitch = slices == Slices::none ? C : V > 1 ? x.stride(3) : T > 1 ? x.stride(2) : B > 1 ? x.stride(0) : C;
   if (pitch >= C && has_strides(pitch * T * V, 1, V * pitch, pitch)) return {x, true, B, C, T, V, pitch};
   return {torch::stable::contiguous(x), false, B, C, T, V, C};
 }
@@ -103,7 +106,7 @@ class StatsTerms {
     if (grad_sum) fill(*grad_sum, 1, terms_.data());
     if (!grad_square_sum) return;
     fill(*grad_square_sum, 2, terms_.data() + padded(channels));
-    y_ = as_map(*y, true);
+    y_ = as_map(*y, Slices::all);
   }
 
   StatsGradient view() const {

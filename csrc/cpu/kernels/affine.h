@@ -13,7 +13,8 @@ constexpr int64_t kFloatRows = 64;  // that are summed as floats, before the sum
 typedef double DoubleVec __attribute__((vector_size(8 * kLanes)));
 
 // out = relu(scale * in + shift)
-inline void activate(const float* in, int64_t ld_in, float* out, int64_t ld_out, int64_t R, int64_t channels, const Affine& affine) {
+template <typename In, typename Out>
+inline void activate(const In* in, int64_t ld_in, Out* out, int64_t ld_out, int64_t R, int64_t channels, const Affine& affine) {
   for (int64_t r = 0; r < R; ++r)
     for (int64_t c = 0; c < channels; c += kLanes) {
       const Vec z = load(affine.scale + c) * load(in + r * ld_in + c) + load(affine.shift + c);
@@ -21,8 +22,8 @@ inline void activate(const float* in, int64_t ld_in, float* out, int64_t ld_out,
     }
 }
 
-template <int N>
-inline void add_sums_of(const float* y, int64_t ld, int64_t R, int64_t channels, double* sums, double* squares) {
+template <int N, typename T>
+inline void add_sums_of(const T* y, int64_t ld, int64_t R, int64_t channels, double* sums, double* squares) {
   DoubleVec all[N] = {}, all_squares[N] = {};
   for (int64_t begin = 0; begin < R; begin += kFloatRows) {
     Vec total[N] = {}, square[N] = {};
@@ -44,16 +45,17 @@ inline void add_sums_of(const float* y, int64_t ld, int64_t R, int64_t channels,
 }
 
 // sums[c] += sum of the rows, squares[c] (or null) += sum of their squares
-inline void add_sums(const float* y, int64_t ld, int64_t R, int64_t channels, double* sums, double* squares) {
+template <typename T>
+inline void add_sums(const T* y, int64_t ld, int64_t R, int64_t channels, double* sums, double* squares) {
   for (int64_t c = 0; c < channels;) {
     const bool wide = channels - c >= 4 * kLanes;
-    (wide ? add_sums_of<4> : add_sums_of<1>)(y + c, ld, R, channels - c, sums + c, squares ? squares + c : nullptr);
+    (wide ? add_sums_of<4, T> : add_sums_of<1, T>)(y + c, ld, R, channels - c, sums + c, squares ? squares + c : nullptr);
     c += wide ? 4 * kLanes : kLanes;
   }
 }
 
-template <int N>
-inline void through_affine_of(const float* x, int64_t ldx, const float* a, int64_t lda, float* grad, int64_t ld, int64_t R, int64_t channels,
+template <int N, typename T>
+inline void through_affine_of(const T* x, int64_t ldx, const T* a, int64_t lda, float* grad, int64_t ld, int64_t R, int64_t channels,
                               const float* scale, double* of_scale, double* of_shift) {
   DoubleVec all_products[N] = {}, all[N] = {};
   for (int64_t begin = 0; begin < R; begin += kFloatRows) {
@@ -78,11 +80,12 @@ inline void through_affine_of(const float* x, int64_t ldx, const float* a, int64
 }
 
 // grad of a = relu(scale * x + shift) becomes that of x; of_scale, of_shift (or null) += the sums for scale and shift
-inline void through_affine(const float* x, int64_t ldx, const float* a, int64_t lda, float* grad, int64_t ld, int64_t R, int64_t channels,
+template <typename T>
+inline void through_affine(const T* x, int64_t ldx, const T* a, int64_t lda, float* grad, int64_t ld, int64_t R, int64_t channels,
                            const float* scale, double* of_scale, double* of_shift) {
   for (int64_t c = 0; c < channels;) {
     const bool wide = channels - c >= 4 * kLanes;
-    (wide ? through_affine_of<4> : through_affine_of<1>)(x + c, ldx, a + c, lda, grad + c, ld, R, channels - c, scale + c,
+    (wide ? through_affine_of<4, T> : through_affine_of<1, T>)(x + c, ldx, a + c, lda, grad + c, ld, R, channels - c, scale + c,
                                                          of_scale ? of_scale + c : nullptr, of_shift ? of_shift + c : nullptr);
     c += wide ? 4 * kLanes : kLanes;
   }

@@ -18,7 +18,7 @@ constexpr int64_t kTileFloats = 32 * 1024;  // of one map: two of them leave roo
 template <typename T>
 MapData head_of(const JointAttention& p, const MapData& map, int64_t item) {
   const int64_t plane = p.T * p.V, b = item / p.heads, s = item % p.heads;
-  const int64_t offset = map.channels_last ? b * plane * map.pitch + s * p.width : item * p.width * plane;
+  const int64_t offset = b * plane * map.pitch + s * p.width * (map.channels_last ? 1 : plane);
   return {static_cast<T*>(map.data) + offset, map.channels_last, map.pitch};
 }
 

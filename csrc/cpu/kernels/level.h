@@ -13,7 +13,7 @@
 
 namespace skelops {
 
-enum class Level { portable, avx2, avx512 };
+enum class Level { portable, avx2, avx512, avx512_bf16 };
 
 // The best level that this CPU runs, or a lower one named by the environment variable SKELOPS_CPU_LEVEL.
 Level level();
@@ -35,10 +35,12 @@ enum class Dtype { f32, bf16 };
   namespace portable { void name arguments; }                           \
   namespace avx2 { void name arguments; }                               \
   namespace avx512 { void name arguments; }                             \
+  namespace avx512_bf16 { void name arguments; }                        \
   inline auto name##_at_level() {                                       \
-    return level() == Level::avx512 ? avx512::name                      \
-           : level() == Level::avx2 ? avx2::name                        \
-                                    : portable::name;                   \
+    return level() == Level::avx512_bf16 ? avx512_bf16::name            \
+           : level() == Level::avx512    ? avx512::name                 \
+           : level() == Level::avx2      ? avx2::name                   \
+                                         : portable::name;              \
   }
 #else
 #define SKELOPS_KERNEL(name, arguments)                                  \

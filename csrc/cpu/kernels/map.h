@@ -9,8 +9,9 @@ namespace skelops {
 constexpr int64_t kChannelPad = 16;
 inline int64_t padded(int64_t channels) { return (channels + kChannelPad - 1) / kChannelPad * kChannelPad; }
 
-// Contiguous (B, C, T, V); or channels_last: rows (b, t, v) of C channels, pitch elements apart (more than C in a slice of
-// the channels of a wider map).
+// Contiguous (B, C, T, V), or channels_last (B, T, V, C); the next sample lies pitch * T * V elements on. The pitch is C,
+// or the channels of the wider map that this is a slice of; in a channels_last map, it is also how far apart the rows
+// (b, t, v) are.
 struct MapData {
   void* data;
   bool channels_last;

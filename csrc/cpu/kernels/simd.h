@@ -42,13 +42,19 @@ inline Vec load(const bf16* p) {
 inline void store(float* p, Vec x) { *reinterpret_cast<LooseVec*>(p) = x; }
 
 // Round to nearest even; a NaN stays a NaN (rounding could carry its mantissa into infinity).
-inline void store(bf16* p, Vec x) {
+inline HalfVec to_bf16(Vec x) {
+#if defined(__AVX512BF16__)
+  return (HalfVec)_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x));
+#else
   const UintVec bits = reinterpret_cast<UintVec>(x);
   const UintVec rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
   const UintVec nan = reinterpret_cast<UintVec>(x != x);
   const UintVec chosen = (nan & ((bits >> 16) | 0x40u)) | (~nan & (rounded >> 16));
-  *reinterpret_cast<LooseHalfVec*>(p) = __builtin_convertvector(chosen, HalfVec);
+  return __builtin_convertvector(chosen, HalfVec);
+#endif
 }
+
+inline void store(bf16* p, Vec x) { *reinterpret_cast<LooseHalfVec*>(p) = to_bf16(x); }
 
 inline float to_float(float x) { return x; }
 inline float to_float(bf16 x) {
@@ -57,6 +63,9 @@ inline float to_float(bf16 x) {
   __builtin_memcpy(&value, &bits, 4);
   return value;
 }
+
+inline HalfVec load_bf16(const bf16* p) { return *reinterpret_cast<const LooseHalfVec*>(p); }
+inline HalfVec load_bf16(const float* p) { return to_bf16(load(p)); }
 
 inline void put(float* p, float x) { *p = x; }
 inline void put(bf16* p, float x) {

@@ -9,16 +9,17 @@
 //   backward  grad_a_q[m] = sum_i g[m - e] weight_i^T;  grad_weight_i = sum_m g[m - e]^T a_q[m]
 #include "temporal_conv.h"
 
+#include "affine.h"
 #include "gemm.h"
 #include "tiles.h"
 
 namespace skelops::SKELOPS_LEVEL {
 namespace {
 
-enum Slot { kX, kA, kG, kH, kY };  // the binding takes 6 and 7
+enum Slot { kX, kA, kG, kH, kY, kPaired };  // the binding takes 6 and 7
 
-// Terms of a sum in one product: more of B than this does not stay in the L2 cache beside the tile.
-constexpr int64_t kTerms = 640;
+// Steps of a sum in one product: more of B than this does not stay in the L2 cache beside the tile.
+constexpr int64_t kSteps = 640;
 
 // The taps that read one phase: first, first + step, ... at distances offset, offset + offset_step, ...
 struct Taps {
@@ -38,38 +39,32 @@ Taps taps_of(const TemporalConvShape& s, int64_t phase) {
   return taps;
 }
 
-struct Affine {
-  const float *scale, *shift;
-};
-
-// out = relu(scale * in + shift)
-void activate(const float* in, int64_t ld_in, float* out, int64_t ld_out, int64_t R, int64_t channels, const Affine& affine) {
-  for (int64_t r = 0; r < R; ++r)
-    for (int64_t c = 0; c < channels; c += kLanes) {
-      const Vec z = load(affine.scale + c) * load(in + r * ld_in + c) + load(affine.shift + c);
-      store(out + r * ld_out + c, z < 0.0f ? Vec{} : z);
-    }
+template <typename Tile>
+Tile* scratch_tile(Slot slot, int64_t n) {
+  return reinterpret_cast<Tile*>(scratch(slot, n));
 }
 
-// The frames of a map as tiles of rows, width floats apart.
-template <typename T>
+// The frames of a map of T as tiles of rows, width elements of type Tile apart.
+template <typename T, typename Tile>
 struct Frames {
   const MapData& map;
   int64_t channels, frames, V, width;
 
-  bool in_place() const { return sizeof(T) == sizeof(float) && map.channels_last && width == channels; }
+  bool in_place() const { return sizeof(T) == sizeof(Tile) && map.channels_last && width == channels; }
 
-  float* rows(int64_t b, int64_t frame) const { return reinterpret_cast<float*>(static_cast<T*>(map.data) + (b * frames + frame) * V * map.pitch); }
+  T* data(int64_t b, int64_t frame) const { return static_cast<T*>(map.data) + (b * frames + frame) * V * map.pitch; }
+  Tile* rows(int64_t b, int64_t frame) const { return reinterpret_cast<Tile*>(data(b, frame)); }
 
   // Writes frames begin .. end of the map.
-  void copy(int64_t b, int64_t begin, int64_t end, const Affine& affine, float* tile) const {
-    if (affine.scale && in_place()) return activate(rows(b, begin), map.pitch, tile, width, (end - begin) * V, channels, affine);
+  void copy(int64_t b, int64_t begin, int64_t end, const Affine& affine, Tile* tile) const {
+    if (affine.scale && map.channels_last && width == channels)
+      return activate(data(b, begin), map.pitch, tile, width, (end - begin) * V, channels, affine);
     load_rows<T>(map, channels, frames * V, b, begin * V, (end - begin) * V, tile, width);
     if (affine.scale) activate(tile, width, tile, width, (end - begin) * V, padded(channels), affine);
   }
 
   // Frames first .. first + count of a phase, zero outside the map, in the tile or in place; ld tells how far apart rows are.
-  const float* load(int64_t b, int64_t first, int64_t count, int64_t stride, int64_t phase, const Affine& affine, float* tile, int64_t* ld) const {
+  const Tile* load(int64_t b, int64_t first, int64_t count, int64_t stride, int64_t phase, const Affine& affine, Tile* tile, int64_t* ld) const {
     if (in_place() && !affine.scale && stride == 1 && first >= 0 && first + count <= frames) {
       *ld = map.pitch;
       return rows(b, first);
@@ -77,11 +72,11 @@ struct Frames {
     *ld = width;
     const int64_t of_phase = (frames - phase + stride - 1) / stride;
     const int64_t begin = smaller(larger(first, 0), first + count), end = larger(begin, smaller(first + count, of_phase));
-    float* to = tile + (begin - first) * V * width;
-    __builtin_memset(tile, 0, sizeof(float) * (to - tile));
+    Tile* to = tile + (begin - first) * V * width;
+    __builtin_memset(tile, 0, sizeof(Tile) * (to - tile));
     if (stride == 1 && end > begin) copy(b, begin, end, affine, to);
     for (int64_t m = begin; stride > 1 && m < end; ++m) copy(b, m * stride + phase, m * stride + phase + 1, affine, to + (m - begin) * V * width);
-    __builtin_memset(tile + (end - first) * V * width, 0, sizeof(float) * (first + count - end) * V * width);
+    __builtin_memset(tile + (end - first) * V * width, 0, sizeof(Tile) * (first + count - end) * V * width);
     return tile;
   }
 
@@ -93,9 +88,10 @@ struct Frames {
   }
 };
 
-// Splits a product into sums of at most kTerms, by taps.
-void convolve(Product p, int64_t R, int64_t N) {
-  const int64_t most = larger(1, kTerms / p.K);
+// Splits a product into sums of at most kSteps, by taps.
+template <typename Tile>
+void convolve(Product<Tile> p, int64_t R, int64_t N) {
+  const int64_t most = larger(1, kSteps / p.K);
   for (int64_t left = p.taps; left > 0; left -= most) {
     p.taps = smaller(most, left);
     gemm(p, R, N);
@@ -104,47 +100,17 @@ void convolve(Product p, int64_t R, int64_t N) {
   }
 }
 
-constexpr int64_t kFloatRows = 64;  // that are summed as floats, before the sum goes into a double
-typedef double DoubleVec __attribute__((vector_size(8 * kLanes)));
-
-template <int N>
-void add_sums_of(const float* y, int64_t ld, int64_t R, int64_t channels, double* sums, double* squares) {
-  DoubleVec all[N] = {}, all_squares[N] = {};
-  for (int64_t begin = 0; begin < R; begin += kFloatRows) {
-    Vec total[N] = {}, square[N] = {};
-    for (int64_t r = begin; r < smaller(begin + kFloatRows, R); ++r)
-      for (int n = 0; n < N; ++n) {
-        const Vec value = load(y + r * ld + n * kLanes);
-        total[n] += value;
-        square[n] += value * value;
-      }
-    for (int n = 0; n < N; ++n) {
-      all[n] += __builtin_convertvector(total[n], DoubleVec);
-      all_squares[n] += __builtin_convertvector(square[n], DoubleVec);
-    }
-  }
-  for (int64_t i = 0; i < smaller(N * kLanes, channels); ++i) {
-    sums[i] += all[i / kLanes][i % kLanes];
-    if (squares) squares[i] += all_squares[i / kLanes][i % kLanes];
-  }
-}
-
-// sums[c] += sum of the rows, squares[c] (or null) += sum of their squares
-void add_sums(const float* y, int64_t ld, int64_t R, int64_t channels, double* sums, double* squares) {
-  for (int64_t c = 0; c < channels;) {
-    const bool wide = channels - c >= 4 * kLanes;
-    (wide ? add_sums_of<4> : add_sums_of<1>)(y + c, ld, R, channels - c, sums + c, squares ? squares + c : nullptr);
-    c += wide ? 4 * kLanes : kLanes;
-  }
-}
-
-template <typename T>
+template <typename T, typename Tile>
 void forward(const TemporalConv& p, int64_t begin, int64_t end, double* stats) {
   const TemporalConvShape& s = p.shape;
   const int64_t Cg = s.group_in(), Og = s.group_out(), Ogp = padded(Og), halo = s.halo(), out_frames = s.out_frames();
-  const Frames<T> input{p.x, s.C, s.T, s.V, s.width_in()}, output{p.y, s.O, out_frames, s.V, s.width_out()};
+  const Frames<T, Tile> input{p.x, s.C, s.T, s.V, s.width_in()};
+  const Frames<T, float> output{p.y, s.O, out_frames, s.V, s.width_out()};
+  constexpr int64_t terms = kTermsPerStep<Tile>;
+  const Tile* weights = reinterpret_cast<const Tile*>(p.weight);
+  const int64_t steps = (Cg + terms - 1) / terms, tap_size = terms * Cg * Ogp;
   const int64_t phase_size = (s.tile_frames + 2 * halo) * s.V * s.width_in();
-  float* tiles = scratch(kX, s.stride * phase_size);
+  Tile* tiles = scratch_tile<Tile>(kX, s.stride * phase_size);
   float* buffer = output.in_place() ? nullptr : scratch(kY, s.tile_frames * s.V * s.width_out());
   for (int64_t item = begin; item < end; ++item) {
     const int64_t b = item / s.tiles(), t = item % s.tiles() * s.tile_frames;
@@ -152,10 +118,10 @@ void forward(const TemporalConv& p, int64_t begin, int64_t end, double* stats) {
     float* y = buffer ? buffer : output.rows(b, t);
     const int64_t ldy = buffer ? s.width_out() : p.y.pitch;
     int64_t ld = 0;
-    const float* x = tiles;
+    const Tile* x = tiles;
     for (int64_t phase = 0; phase < s.stride; ++phase)
       if (taps_of(s, phase).count) {
-        const float* loaded = input.load(b, t - halo, frames + 2 * halo, s.stride, phase, {p.scale, p.shift}, tiles + phase * phase_size, &ld);
+        const Tile* loaded = input.load(b, t - halo, frames + 2 * halo, s.stride, phase, {p.scale, p.shift}, tiles + phase * phase_size, &ld);
         if (s.stride == 1) x = loaded;
       }
     for (int64_t group = 0; group < s.groups; ++group) {
@@ -164,9 +130,11 @@ void forward(const TemporalConv& p, int64_t begin, int64_t end, double* stats) {
       for (int64_t phase = 0; phase < s.stride; ++phase) {
         const Taps taps = taps_of(s, phase);
         if (!taps.count) continue;
-        const float* a = x + phase * phase_size + (halo + taps.offset) * s.V * ld + group * Cg;
-        const float* weight = p.weight + (group * s.k + taps.first) * Cg * Ogp;
-        convolve({a, ld, 1, taps.offset_step * s.V * ld, weight, Ogp, taps.step * Cg * Ogp, add, add_ld, y + group * Og, ldy, Cg, taps.count}, R, Ogp);
+        const Tile* a = x + phase * phase_size + (halo + taps.offset) * s.V * ld + group * Cg;
+        const Tile* weight = weights + (group * s.k + taps.first) * tap_size;
+        convolve<Tile>({a, ld, terms, taps.offset_step * s.V * ld, weight, terms * Ogp, taps.step * tap_size, add, add_ld, y + group * Og, ldy, steps,
+                        taps.count},
+                       R, Ogp);
         add = y + group * Og, add_ld = ldy;
       }
     }
@@ -176,104 +144,98 @@ void forward(const TemporalConv& p, int64_t begin, int64_t end, double* stats) {
 }
 
 // The gradient of frames first .. first + count of y with that of its sums, zero outside.
-template <typename T>
-const float* load_gradient_frames(const TemporalConvBackward& p, int64_t b, int64_t first, int64_t count, float* tile, int64_t* ld) {
+template <typename T, typename Tile>
+const Tile* load_gradient_frames(const TemporalConvBackward& p, int64_t b, int64_t first, int64_t count, Tile* tile, int64_t* ld) {
   const TemporalConvShape& s = p.shape;
-  const Frames<T> grads{p.grad, s.O, s.out_frames(), s.V, s.width_out()}, outputs{p.stats.y, s.O, s.out_frames(), s.V, s.width_out()};
-  const float* grad = grads.load(b, first, count, 1, 0, {}, tile, ld);
+  const Frames<T, Tile> grads{p.grad, s.O, s.out_frames(), s.V, s.width_out()}, outputs{p.stats.y, s.O, s.out_frames(), s.V, s.width_out()};
+  const Tile* grad = grads.load(b, first, count, 1, 0, {}, tile, ld);
   if (!p.stats.offset) return grad;
   const int64_t begin = larger(first, 0), end = smaller(first + count, s.out_frames()), R = (end - begin) * s.V;
   int64_t ldy = 0;
-  const float* y = p.stats.y.data ? outputs.load(b, begin, end - begin, 1, 0, {}, scratch(kY, R * s.width_out()), &ldy) : nullptr;
+  const Tile* y = p.stats.y.data ? outputs.load(b, begin, end - begin, 1, 0, {}, scratch_tile<Tile>(kY, R * s.width_out()), &ldy) : nullptr;
   add_stats_gradient(grad + (begin - first) * s.V * *ld, *ld, p.stats, y, ldy, tile + (begin - first) * s.V * s.width_out(), s.width_out(), R, padded(s.O));
   *ld = s.width_out();
   return tile;
 }
 
-template <int N>
-void through_affine_of(const float* x, int64_t ldx, const float* a, int64_t lda, float* grad, int64_t ld, int64_t R, int64_t channels, const float* scale,
-                       double* of_scale, double* of_shift) {
-  DoubleVec all_products[N] = {}, all[N] = {};
-  for (int64_t begin = 0; begin < R; begin += kFloatRows) {
-    Vec products[N] = {}, total[N] = {};
-    for (int64_t r = begin; r < smaller(begin + kFloatRows, R); ++r)
-      for (int n = 0; n < N; ++n) {
-        const Vec whole = load(grad + r * ld + n * kLanes);
-        const Vec value = load(a + r * lda + n * kLanes) <= 0.0f ? Vec{} : whole;
-        products[n] += value * load(x + r * ldx + n * kLanes);
-        total[n] += value;
-        store(grad + r * ld + n * kLanes, value * load(scale + n * kLanes));
-      }
-    for (int n = 0; n < N; ++n) {
-      all_products[n] += __builtin_convertvector(products[n], DoubleVec);
-      all[n] += __builtin_convertvector(total[n], DoubleVec);
-    }
-  }
-  for (int64_t i = 0; of_scale && i < smaller(N * kLanes, channels); ++i) {
-    of_scale[i] += all_products[i / kLanes][i % kLanes];
-    of_shift[i] += all[i / kLanes][i % kLanes];
-  }
+// A tile as an operand of products that sum over its rows.
+template <typename Tile>
+struct Summed {
+  const Tile* data;
+  int64_t ld;
+
+  const Tile* at(int64_t row, int64_t channel) const { return data + row * ld + channel * kTermsPerStep<Tile>; }
+};
+
+// Rows first .. end of a tile, so that a sum over rows 0 .. 2 * half takes half steps, whatever taps add to the rows: a pair
+// is rows r and r + half. end - half rows at least are there; what would lie past the end counts as zero.
+inline Summed<float> summed(const float* tile, int64_t ld, int64_t, int64_t, int64_t, int64_t, float*) { return {tile, ld}; }
+inline Summed<bf16> summed(const bf16* tile, int64_t ld, int64_t first, int64_t end, int64_t half, int64_t width, float* memory) {
+  bf16* pairs = reinterpret_cast<bf16*>(memory);
+  const int64_t rows = half - 2 * first;
+  pair_rows(tile + first * ld, ld, half * ld, rows, smaller(rows, end - first - half), width, pairs, 2 * width);
+  return {pairs - first * 2 * width, 2 * width};
 }
 
-// grad of a = relu(scale * x + shift) becomes that of x; of_scale, of_shift (or null) += the sums for scale and shift
-void through_affine(const float* x, int64_t ldx, const float* a, int64_t lda, float* grad, int64_t ld, int64_t R, int64_t channels, const float* scale,
-                    double* of_scale, double* of_shift) {
-  for (int64_t c = 0; c < channels;) {
-    const bool wide = channels - c >= 4 * kLanes;
-    (wide ? through_affine_of<4> : through_affine_of<1>)(x + c, ldx, a + c, lda, grad + c, ld, R, channels - c, scale + c, of_scale ? of_scale + c : nullptr,
-                                                         of_shift ? of_shift + c : nullptr);
-    c += wide ? 4 * kLanes : kLanes;
-  }
-}
-
-template <typename T>
+template <typename T, typename Tile>
 void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const TemporalConvSums& sums) {
   const TemporalConvShape& s = p.shape;
   const int64_t Cg = s.group_in(), Og = s.group_out(), Cgp = padded(Cg), halo = s.halo(), out_frames = s.out_frames();
   const int64_t rows = s.tile_frames * s.V, M = s.sums_rows(), N = s.sums_width();
   const bool needs_a = p.grad_x.data || sums.scale;
   const Affine affine{p.scale, p.shift};
-  const Frames<T> input{p.x, s.C, s.T, s.V, s.width_in()}, of_input{p.grad_x, s.C, s.T, s.V, s.width_in()};
+  const Frames<T, Tile> input{p.x, s.C, s.T, s.V, s.width_in()};
+  const Frames<T, float> of_input{p.grad_x, s.C, s.T, s.V, s.width_in()};
+  constexpr int64_t terms = kTermsPerStep<Tile>;
+  const Tile* weights = reinterpret_cast<const Tile*>(p.weight);
+  const int64_t steps = (Og + terms - 1) / terms, tap_size = terms * Og * Cgp, reach = halo * s.V;
   const bool direct = p.grad_x.data && s.stride == 1 && of_input.in_place();
-  float* x_tile = scratch(kX, rows * s.width_in());
-  float* a_tile = scratch(kA, rows * s.width_in());
+  Tile* x_tile = scratch_tile<Tile>(kX, rows * s.width_in());
+  Tile* a_tile = scratch_tile<Tile>(kA, rows * s.width_in());
   float* h_tile = scratch(kH, rows * s.width_in());
-  float* g_tile = scratch(kG, (s.tile_frames + 2 * halo) * s.V * s.width_out());
+  Tile* g_tile = scratch_tile<Tile>(kG, (rows + 2 * reach) * s.width_out());
+  float* paired = terms > 1 ? scratch(kPaired, (rows + 2 * reach) * s.width_out()) : nullptr;
   if (sums.weight) __builtin_memset(sums.weight, 0, sizeof(float) * s.sums_size());
   for (int64_t item = begin; item < end; ++item) {
     const int64_t b = item / s.tiles(), t = item % s.tiles() * s.tile_frames;
     const int64_t frames = smaller(s.tile_frames, out_frames - t);
     int64_t ldg, lda = 0;
-    const float* g = load_gradient_frames<T>(p, b, t - halo, frames + 2 * halo, g_tile, &ldg) + halo * s.V * ldg;
+    const Tile* g = load_gradient_frames<T, Tile>(p, b, t - halo, frames + 2 * halo, g_tile, &ldg) + reach * ldg;
     if (sums.bias) add_sums(g, ldg, frames * s.V, s.O, sums.bias, nullptr);
     for (int64_t phase = 0; phase < s.stride; ++phase) {
       const Taps taps = taps_of(s, phase);
       const int64_t count = smaller(frames, (s.T - phase + s.stride - 1) / s.stride - t), R = count * s.V;
       if (count <= 0) continue;
-      const float* a = sums.weight || p.scale ? input.load(b, t, count, s.stride, phase, affine, a_tile, &lda) : nullptr;
-      for (int64_t of = 0; sums.weight && of < s.groups * taps.count; ++of) {
-        const int64_t group = of / taps.count, tap = of % taps.count;
-        const float* a_rows = a + group * Cg;
-        const float* g_rows = g - (taps.offset + tap * taps.offset_step) * s.V * ldg + group * Og;
-        float* sum = sums.weight + (group * s.k + taps.first + tap * taps.step) * M * N;
-        if (s.sums_by_input())
-          gemm(a_rows, 1, lda, g_rows, ldg, sum, N, M, N, R, true);
-        else
-          gemm(g_rows, 1, ldg, a_rows, lda, sum, N, M, N, R, true);
+      const Tile* a = sums.weight || p.scale ? input.load(b, t, count, s.stride, phase, affine, a_tile, &lda) : nullptr;
+      if (sums.weight && taps.count) {
+        const int64_t half = (R + terms - 1) / terms;
+        // What x_tile and h_tile are for begins when the products with the weight are done.
+        const Summed<Tile> of_a = summed(a, lda, 0, R, half, s.width_in(), reinterpret_cast<float*>(x_tile));
+        const Summed<Tile> of_g = summed(g, ldg, -reach, frames * s.V + reach, half, s.width_out(), paired);
+        for (int64_t of = 0; of < s.groups * taps.count; ++of) {
+          const int64_t group = of / taps.count, tap = of % taps.count;
+          const Tile* a_rows = of_a.at(0, group * Cg);
+          const Tile* g_rows = of_g.at(-(taps.offset + tap * taps.offset_step) * s.V, group * Og);
+          float* sum = sums.weight + (group * s.k + taps.first + tap * taps.step) * M * N;
+          if (s.sums_by_input())
+            gemm(a_rows, terms, of_a.ld, g_rows, of_g.ld, sum, N, M, N, half, true);
+          else
+            gemm(g_rows, terms, of_g.ld, a_rows, of_a.ld, sum, N, M, N, half, true);
+        }
       }
       if (!needs_a) continue;
       float* h = direct ? of_input.rows(b, t) : h_tile;
       const int64_t ldh = direct ? p.grad_x.pitch : s.width_in();
       if (!taps.count) __builtin_memset(h, 0, sizeof(float) * R * ldh);
       for (int64_t group = 0; taps.count && group < s.groups; ++group) {
-        const float* weight = p.weight + (group * s.k + taps.first) * Og * Cgp;
-        convolve({g - taps.offset * s.V * ldg + group * Og, ldg, 1, -taps.offset_step * s.V * ldg, weight, Cgp, taps.step * Og * Cgp, nullptr, 0,
-                  h + group * Cg, ldh, Og, taps.count},
-                 R, Cgp);
+        const Tile* weight = weights + (group * s.k + taps.first) * tap_size;
+        convolve<Tile>({g - taps.offset * s.V * ldg + group * Og, ldg, terms, -taps.offset_step * s.V * ldg, weight, terms * Cgp, taps.step * tap_size,
+                        nullptr, 0, h + group * Cg, ldh, steps, taps.count},
+                       R, Cgp);
       }
       if (p.scale) {
         int64_t ldx;
-        const float* x = input.load(b, t, count, s.stride, phase, {}, x_tile, &ldx);
+        const Tile* x = input.load(b, t, count, s.stride, phase, {}, x_tile, &ldx);
         through_affine(x, ldx, a, lda, h, ldh, R, s.C, p.scale, sums.scale, sums.shift);
       }
       if (p.grad_x.data && !direct) of_input.store(h, ldh, b, t, count, s.stride, phase);
@@ -310,11 +272,13 @@ void temporal_conv_pack_backward(const float* weight, const TemporalConvShape& s
 }
 
 void temporal_conv(const TemporalConv& p, int64_t begin, int64_t end, double* stats) {
-  p.dtype == Dtype::f32 ? forward<float>(p, begin, end, stats) : forward<bf16>(p, begin, end, stats);
+  const auto kernel = p.dtype == Dtype::f32 ? forward<float, float> : p.shape.pairs ? forward<bf16, Bf16Operand> : forward<bf16, float>;
+  kernel(p, begin, end, stats);
 }
 
 void temporal_conv_backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const TemporalConvSums& sums) {
-  p.dtype == Dtype::f32 ? backward<float>(p, begin, end, sums) : backward<bf16>(p, begin, end, sums);
+  const auto kernel = p.dtype == Dtype::f32 ? backward<float, float> : p.shape.pairs ? backward<bf16, Bf16Operand> : backward<bf16, float>;
+  kernel(p, begin, end, sums);
 }
 
 }  // namespace skelops::SKELOPS_LEVEL

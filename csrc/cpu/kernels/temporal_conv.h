@@ -8,6 +8,8 @@ namespace skelops {
 struct TemporalConvShape {
   int64_t B, C, T, V, O, k, stride, dilation, groups;
   int64_t tile_frames;  // output frames of a tile
+  bool pairs;           // products take bf16 pairs (see gemm.h); the packed weights are such pairs of input channels, or of output
+                        // channels in the backward pass, and fill the first half of what a tap has in float
 
   int64_t out_frames() const { return (T + stride - 1) / stride; }
   int64_t tiles() const { return (out_frames() + tile_frames - 1) / tile_frames; }
@@ -32,7 +34,7 @@ struct TemporalConv {
   TemporalConvShape shape;
   Dtype dtype;
   MapData x, y;
-  const float* weight;          // packed (groups, k, C / groups, padded(O / groups))
+  const float* weight;          // packed (groups, k, C / groups, padded(O / groups)), float or pairs
   const float* bias;            // padded to (groups, padded(O / groups)), or null
   const float *scale, *shift;   // padded(C), or null
 };
@@ -42,7 +44,7 @@ struct TemporalConvBackward {
   Dtype dtype;
   MapData grad, x, grad_x;      // grad_x.data is null where not asked for
   StatsGradient stats;
-  const float* weight;          // packed (groups, k, O / groups, padded(C / groups)); null where neither it nor the next is asked for
+  const float* weight;          // packed (groups, k, O / groups, padded(C / groups)), float or pairs; null where neither it nor the next is asked for
   const float *scale, *shift;   // padded(C), or null
 };
 

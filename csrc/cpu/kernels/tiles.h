@@ -1,4 +1,5 @@
-// Tiles of a feature map in cache: rows (t, v) with channels along the vector lanes, as float, padded to kChannelPad.
+// Tiles of a feature map in cache: rows (t, v) with channels along the vector lanes, padded to kChannelPad; as float, or
+// as bf16 where products take that.
 #pragma once
 
 #include "map.h"
@@ -8,8 +9,8 @@ namespace skelops::SKELOPS_LEVEL {
 
 // Rows row .. row + R of sample b, where a sample has plane = T * V rows, into a tile whose rows are ld apart; the channels
 // up to the next multiple of kChannelPad are zero.
-template <typename T>
-void load_rows(const MapData& map, int64_t channels, int64_t plane, int64_t b, int64_t row, int64_t R, float* tile, int64_t ld) {
+template <typename T, typename Tile>
+void load_rows(const MapData& map, int64_t channels, int64_t plane, int64_t b, int64_t row, int64_t R, Tile* tile, int64_t ld) {
   const int64_t width = padded(channels);
   if (map.channels_last) {
     const T* rows = static_cast<const T*>(map.data) + (b * plane + row) * map.pitch;
@@ -19,7 +20,7 @@ void load_rows(const MapData& map, int64_t channels, int64_t plane, int64_t b, i
         store(tile + r * ld + c, n == kLanes ? load(rows + r * map.pitch + c) : load_first(rows + r * map.pitch + c, n));
       }
   } else {
-    transpose_tile(static_cast<const T*>(map.data) + b * channels * plane + row, plane, channels, R, tile, ld, true);
+    transpose_tile(static_cast<const T*>(map.data) + b * map.pitch * plane + row, plane, channels, R, tile, ld, true);
     for (int64_t c = round_up(channels, kLanes); c < width; c += kLanes)
       for (int64_t r = 0; r < R; ++r) store(tile + r * ld + c, Vec{});
   }
@@ -42,7 +43,8 @@ const float* load_tile(const MapData& map, int64_t channels, int64_t plane, int6
 }
 
 // out = grad + offset + slope * y: the gradient of a map with that of its channel sums; y is null where it has no slope.
-inline void add_stats_gradient(const float* grad, int64_t ldg, const StatsGradient& stats, const float* y, int64_t ldy, float* out, int64_t ld, int64_t R,
+template <typename Tile>
+inline void add_stats_gradient(const Tile* grad, int64_t ldg, const StatsGradient& stats, const Tile* y, int64_t ldy, Tile* out, int64_t ld, int64_t R,
                                int64_t width) {
   for (int64_t r = 0; r < R; ++r)
     for (int64_t c = 0; c < width; c += kLanes) {
@@ -69,7 +71,7 @@ const float* load_gradient(const MapData& grad, const StatsGradient& stats, int6
 template <typename T>
 void store_rows(const float* tile, int64_t ld, const MapData& map, int64_t channels, int64_t plane, int64_t b, int64_t row, int64_t R) {
   if (!map.channels_last) {
-    T* data = static_cast<T*>(map.data) + b * channels * plane + row;
+    T* data = static_cast<T*>(map.data) + b * map.pitch * plane + row;
     // A few far-apart rows at a time, each written in one go.
     for (int64_t c = 0; c < channels; c += kLanes)
       transpose_tile(tile + c, ld, R, smaller(kLanes, channels - c), data + c * plane, plane, false);
@@ -95,7 +97,7 @@ template <typename T>
 void prefetch_tile(const MapData& map, int64_t channels, int64_t plane, int64_t b, int64_t row, int64_t R) {
   if (map.channels_last) return;
   const int64_t bytes = R * sizeof(T);
-  const char* data = reinterpret_cast<const char*>(static_cast<const T*>(map.data) + b * channels * plane + row);
+  const char* data = reinterpret_cast<const char*>(static_cast<const T*>(map.data) + b * map.pitch * plane + row);
   for (int64_t c = 0; c < channels; ++c, data += plane * sizeof(T))
     for (int64_t i = 0; i < bytes + 63; i += 64) __builtin_prefetch(data + i, 0, 2);
 }

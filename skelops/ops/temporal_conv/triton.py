@@ -206,7 +206,7 @@ def temporal_conv(
     stats: bool,
     outputs: list[Tensor],
 ) -> None:
-    x, _ = kernel_map(x)
+    x, _ = kernel_map(x, slices=True)
     y, *totals = outputs
     B, C, T, V = x.shape
     O, _, k = weight.shape
@@ -242,13 +242,13 @@ def temporal_conv_backward(
     needs_affine: bool,
     outputs: list[Tensor],
 ) -> None:
-    x, _ = kernel_map(x)
+    x, _ = kernel_map(x, slices=True)
     if y is not None:
-        y, _ = kernel_map(y)
+        y, _ = kernel_map(y, slices=True)
         if grad.stride() != y.stride():
             grad = torch.empty_strided(y.shape, y.stride(), dtype=grad.dtype, device=grad.device).copy_(grad)
     else:
-        grad, _ = kernel_map(grad)
+        grad, _ = kernel_map(grad, slices=True)
     offset = slope = None
     if grad_sum is not None or grad_square_sum is not None:
         zeros = x.new_zeros(weight.shape[0], dtype=torch.float32)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from skelops._layout import is_channels_last, kernel_map
+from skelops._layout import is_channels_last
 from skelops._triton import launch, tile
 
 
@@ -93,7 +93,6 @@ def _blocks(kernel: str, x: Tensor) -> dict[str, int]:
 
 
 def temporal_max_pool(x: Tensor, scale: Tensor, shift: Tensor, stride: int, stats: bool, outputs: list[Tensor]) -> None:
-    x, _ = kernel_map(x)
     y, *totals = outputs
     B, C, T, V = x.shape
     sizes, P = _blocks("temporal_max_pool", x), B * y.shape[2] * V
@@ -118,7 +117,6 @@ def temporal_max_pool_backward(
     stride: int,
     outputs: list[Tensor],
 ) -> None:
-    x, _ = kernel_map(x)
     grad_x, *totals = outputs
     B, C, T, V = x.shape
     sizes, P = _blocks("temporal_max_pool_backward", x), B * T * V
