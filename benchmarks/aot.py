@@ -85,6 +85,8 @@ def lazy_inputs(case: Case) -> tuple[Any, ...]:
         if not isinstance(value, Tensor):
             return value
         empty = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+        if not value.is_floating_point():
+            empty.zero_()  # indices, which are small and may be checked
         return empty.requires_grad_(value.requires_grad)
 
     return tuple(real(value) for value in fakes)

@@ -40,6 +40,17 @@ def _graph_conv(dtype: torch.dtype) -> Iterator[partial]:
             yield partial(skelops.graph_conv, x, weight, adjacency, stats=stats)
 
 
+def _hop_attention(dtype: torch.dtype) -> Iterator[partial]:
+    hops, groups = torch.randint(0, 12, (25, 25)), torch.randint(0, 5, (25,))
+    for value in _maps(dtype, (64, 216, 64, 25), (64, 216, 16, 25)):
+        query, key = (torch.randn_like(value).requires_grad_() for _ in range(2))
+        group_key = torch.randn_like(value[..., :5]).requires_grad_()
+        sizes = (9, 12, 24), (9, 24), (9, 25, 25), (1,)
+        parameters = [torch.randn(size).to(dtype).requires_grad_() for size in sizes]
+        inputs = query, key, value, group_key, *parameters, hops, groups
+        yield partial(skelops.hop_attention, *inputs, heads=9)
+
+
 def _rows(dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Queries, keys and queues (Q, D)."""
     for N, D, Q in ((256, 64, 65536), (256, 128, 65536), (256, 256, 65536), (256, 512, 16384)):
@@ -115,6 +126,7 @@ CALLS: dict[str, Callable[[torch.dtype], Iterator[partial]]] = {
     "channel_sums": _channel_sums,
     "enqueue": _enqueue,
     "graph_conv": _graph_conv,
+    "hop_attention": _hop_attention,
     "info_nce": _info_nce,
     "mask_pool": _mask_pool,
     "norm_act": _norm_act,

@@ -15,8 +15,8 @@ from skelops.ops.hop_attention import reference
 
 # B, H, d, T, V, G, n_hops
 SHAPES = [
-    (2, 3, 24, 5, 25, 5, 11),
-    (3, 2, 16, 7, 20, 5, 9),
+    (2, 3, 24, 2, 25, 5, 11),
+    (3, 2, 16, 1, 20, 5, 7),
     (1, 2, 7, 3, 17, 4, 3),
     (2, 1, 9, 2, 1, 1, 1),
     (1, 1, 33, 1, 18, 3, 20),
@@ -105,7 +105,7 @@ def pitched(*maps: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("view", ["pitched", "mixed", "permuted", "expanded"])
 @pytest.mark.usefixtures("kernels")
 def test_strides(view: str) -> None:
-    inputs = make((2, 2, 12, 5, 25, 5, 7))
+    inputs = make((2, 2, 12, 2, 25, 3, 5))
     query, key, value = inputs[:3]
     inputs[:3] = {
         "pitched": lambda: pitched(query, key, value),
