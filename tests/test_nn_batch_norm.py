@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 import skelops
 from skelops._stats import MapStats
-from skelops.nn import BatchNormAct2d
+from skelops.nn import BatchNormAct2d, STGCNBlock
+from skelops.nn.batch_norm import uses_batch_statistics
 from skelops.ops.norm_act import reference
 
 MODULES: list[dict[str, Any]] = [
@@ -109,9 +110,9 @@ def test_sums_of_a_graph_conv_carry_the_gradient() -> None:
 
 def test_uses_batch_statistics() -> None:
     module = BatchNormAct2d(3)
-    assert module.uses_batch_statistics
-    assert not module.eval().uses_batch_statistics
-    assert BatchNormAct2d(3, track_running_stats=False).eval().uses_batch_statistics
+    assert uses_batch_statistics(module)
+    assert not uses_batch_statistics(module.eval())
+    assert uses_batch_statistics(BatchNormAct2d(3, track_running_stats=False).eval())
 
 
 def test_bfloat16_maps_and_modules() -> None:
@@ -207,6 +208,30 @@ def synchronised(rank: int, folder: str, compiled: bool) -> None:
             torch.testing.assert_close(ours.eval()(x), F.leaky_relu(plain.eval()(x), 0.5))
     finally:
         distributed.destroy_process_group()
+
+
+def converted(rank: int, folder: str) -> None:
+    """One of two processes: a block after SyncBatchNorm.convert_sync_batchnorm gives what one process gives."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    try:
+        torch.manual_seed(0)
+        alone = STGCNBlock(6, 8, subsets=2, kernel_size=3, stride=2).double()
+        block = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(alone))
+        assert sum(isinstance(module, nn.SyncBatchNorm) for module in block.modules()) == 3
+        whole, adjacency = torch.randn(5, 6, 4, 7).double(), torch.rand(2, 7, 7).double()
+        share = slice(0, 3) if rank == 0 else slice(3, 5)
+        torch.testing.assert_close(block(whole[share], adjacency), alone(whole, adjacency)[share])
+        for mine, right in zip(block.buffers(), alone.buffers(), strict=True):
+            torch.testing.assert_close(mine, right)
+        torch.testing.assert_close(block.eval()(whole, adjacency), alone.eval()(whole, adjacency))
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.cpu
+def test_blocks_convert_to_sync_batch_norm(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(converted, args=(str(tmp_path),), nprocs=2)
 
 
 @pytest.mark.cpu

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from skelops.nn.batch_norm import BatchNormAct2d
+from skelops.nn.batch_norm import uses_batch_statistics
 from skelops.nn.scaled import initialise, join, normalised, pointwise, shortcut, stacked
 from skelops.ops.graph_conv import graph_conv
 from skelops.ops.joint_attention import joint_attention
@@ -40,7 +40,7 @@ class AdaptiveGraphConv(nn.Module):
         self.conv_a = nn.ModuleList(nn.Conv2d(in_channels, embedded, 1) for _ in range(subsets))
         self.conv_b = nn.ModuleList(nn.Conv2d(in_channels, embedded, 1) for _ in range(subsets))
         self.conv_d = nn.ModuleList(nn.Conv2d(in_channels, out_channels, 1) for _ in range(subsets))
-        self.bn = BatchNormAct2d(out_channels)
+        self.bn = nn.BatchNorm2d(out_channels)
         self.down = shortcut(in_channels, out_channels)
         initialise(self)
         for weight in self.conv_d.parameters():
@@ -60,6 +60,6 @@ class AdaptiveGraphConv(nn.Module):
             weight.view(subsets, -1, x.shape[1]),
             topology,
             bias.view(subsets, -1).sum(0),
-            stats=self.bn.uses_batch_statistics,
+            stats=uses_batch_statistics(self.bn),
         )
         return join(normalised(y, self.bn), self.down(x))

@@ -1,4 +1,4 @@
-"""BatchNorm, dropout, residual connection and activation as one module."""
+"""BatchNorm as a scale and a shift, and with dropout, residual connection and activation as one module."""
 
 from __future__ import annotations
 
@@ -11,6 +11,90 @@ from skelops._stats import MapStats
 from skelops.ops.batch_norm_affine import batch_norm_affine
 from skelops.ops.channel_sums import channel_sums
 from skelops.ops.norm_act import norm_act
+
+#: A BatchNorm of maps.
+Norm = nn.BatchNorm2d | nn.SyncBatchNorm
+
+
+def uses_batch_statistics(norm: Norm) -> bool:
+    """Whether a BatchNorm normalises its next map by that map's own statistics: ``stats`` of the op that makes it."""
+    return norm.training or norm.running_mean is None
+
+
+def scale_shift(norm: Norm, x: Tensor | MapStats) -> tuple[Tensor, Tensor]:
+    """What a BatchNorm does to a map, as ``scale[c] * x + shift[c]``; updates the running statistics in training.
+
+    Args:
+        norm: torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm or `BatchNormAct2d`; what comes after its normalisation is
+            left out.
+        x: the map (B, C, T, V), with the sums of its channels where an op gave them.
+
+    Returns:
+        scale and shift, (C,) float32 (float64 for a float64 map).
+
+    Raises:
+        ValueError: the map has other channels than ``norm``, or training sees one value per channel.
+    """
+    output = x.output if isinstance(x, MapStats) else x
+    if output.dim() != 4 or output.shape[1] != norm.num_features:
+        raise ValueError(f"x: expected shape (B, C={norm.num_features}, T, V), got {tuple(output.shape)}")
+    dtype = torch.float64 if output.dtype == torch.float64 else torch.float32
+    if not uses_batch_statistics(norm):
+        return _running_scale_shift(norm, dtype)
+    total, square_sum = x[1:] if isinstance(x, MapStats) else channel_sums(x)
+    B, _, T, V = output.shape
+    count: int | Tensor = B * T * V
+    if (group := _process_group(norm)) is not None:
+        total, square_sum, count = _over_processes(total, square_sum, B * T * V, group)
+    running_mean = running_var = None
+    momentum: float | Tensor | None = norm.momentum
+    if norm.training and norm.track_running_stats and (batches := norm.num_batches_tracked) is not None:
+        batches.add_(1)
+        running_mean, running_var = norm.running_mean, norm.running_var
+        if momentum is None:
+            # The average of all batches; as a tensor, since reading a number on the host waits for the device.
+            momentum = batches.to(running_mean).reciprocal()
+    return batch_norm_affine(
+        total,
+        square_sum,
+        count,
+        norm.weight,
+        norm.bias,
+        running_mean,
+        running_var,
+        momentum=0.0 if momentum is None else momentum,
+        eps=norm.eps,
+        dtype=dtype,
+    )
+
+
+def _running_scale_shift(norm: Norm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = (norm.running_var.to(dtype) + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    return scale.to(dtype), (shift if norm.bias is None else shift + norm.bias).to(dtype)
+
+
+def _process_group(norm: Norm) -> Any:
+    """The processes that share their statistics in the next pass; None where there are no others."""
+    if not norm.training or not distributed.is_available() or not distributed.is_initialized():
+        return None
+    group = getattr(norm, "process_group", None)
+    if group is None and isinstance(norm, nn.SyncBatchNorm):
+        group = distributed.group.WORLD
+    return group if group is not None and distributed.get_world_size(group) > 1 else None
+
+
+def _over_processes(total: Tensor, square_sum: Tensor, count: int, group: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums and the count over all processes; differentiable."""
+    from torch.distributed._functional_collectives import all_reduce, wait_tensor
+
+    parts = torch.cat([total, square_sum, total.new_full((1,), count)])
+    parts = wait_tensor(all_reduce(parts, "sum", group))
+    total, square_sum, elements = parts.split([total.numel(), square_sum.numel(), 1])
+    return total, square_sum, elements.detach()
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
@@ -25,7 +109,8 @@ class BatchNormAct2d(nn.BatchNorm2d):
         dropout: probability in [0, 1) that an element of the normalised map is zero in training.
         process_group: processes that share their statistics in training, such as ``torch.distributed.group.WORLD``;
             None: every process has its own. May also be set as an attribute. (SyncBatchNorm.convert_sync_batchnorm
-            would put a module without activation in the place of this one.)
+            would put a module without activation in the place of this one; blocks of skelops.nn hold plain
+            torch.nn.BatchNorm2d, which it may convert.)
 
     Raises:
         ValueError: ``negative_slope`` or ``dropout`` is out of range.
@@ -49,48 +134,6 @@ class BatchNormAct2d(nn.BatchNorm2d):
             raise ValueError(f"dropout: expected a probability below 1, got {dropout!r}")
         self.negative_slope, self.dropout, self.process_group = negative_slope, dropout, process_group
 
-    @property
-    def uses_batch_statistics(self) -> bool:
-        """Whether the next map is normalised by its own statistics: ``stats`` of the op that makes it."""
-        return self.training or self.running_mean is None
-
-    def scale_shift(self, x: Tensor | MapStats) -> tuple[Tensor, Tensor]:
-        """What normalises a map: ``scale[c] * x + shift[c]``, both (C,); updates the running statistics in training.
-
-        (Not named after the affine map that it is: torch.nn.BatchNorm2d has a flag ``affine``.)
-        """
-        output = x.output if isinstance(x, MapStats) else x
-        if output.dim() != 4 or output.shape[1] != self.num_features:
-            raise ValueError(f"x: expected shape (B, C={self.num_features}, T, V), got {tuple(output.shape)}")
-        dtype = torch.float64 if output.dtype == torch.float64 else torch.float32
-        if not self.uses_batch_statistics:
-            return self._running_scale_shift(dtype)
-        total, square_sum = x[1:] if isinstance(x, MapStats) else channel_sums(x)
-        B, _, T, V = output.shape
-        count: int | Tensor = B * T * V
-        if self._is_synchronised():
-            total, square_sum, count = self._over_processes(total, square_sum, B * T * V)
-        running_mean = running_var = None
-        momentum: float | Tensor | None = self.momentum
-        if self.training and self.track_running_stats and (batches := self.num_batches_tracked) is not None:
-            batches.add_(1)
-            running_mean, running_var = self.running_mean, self.running_var
-            if momentum is None:
-                # The average of all batches; as a tensor, since reading a number on the host waits for the device.
-                momentum = batches.to(running_mean).reciprocal()
-        return batch_norm_affine(
-            total,
-            square_sum,
-            count,
-            self.weight,
-            self.bias,
-            running_mean,
-            running_var,
-            momentum=0.0 if momentum is None else momentum,
-            eps=self.eps,
-            dtype=dtype,
-        )
-
     def forward(self, x: Tensor | MapStats, residual: Tensor | None = None) -> Tensor:
         """A map (B, C, T, V) and a residual of its shape -> (B, C, T, V).
 
@@ -99,32 +142,10 @@ class BatchNormAct2d(nn.BatchNorm2d):
         output = x.output if isinstance(x, MapStats) else x
         dropout = self.dropout if self.training else 0.0
         seed = torch.randint(2**63 - 1, (1,), device=output.device) if dropout else None
-        scale, shift = self.scale_shift(x)
+        scale, shift = scale_shift(self, x)
         return norm_act(
             output, scale, shift, residual, negative_slope=self.negative_slope, dropout=dropout, seed=seed
         )  # fmt: skip
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, negative_slope={self.negative_slope}, dropout={self.dropout}"
-
-    def _running_scale_shift(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        assert self.running_mean is not None and self.running_var is not None
-        scale = (self.running_var.to(dtype) + self.eps).rsqrt()
-        if self.weight is not None:
-            scale = scale * self.weight
-        shift = -self.running_mean * scale
-        return scale.to(dtype), (shift if self.bias is None else shift + self.bias).to(dtype)
-
-    def _is_synchronised(self) -> bool:
-        if self.process_group is None or not self.training or not distributed.is_available():
-            return False
-        return distributed.is_initialized() and distributed.get_world_size(self.process_group) > 1
-
-    def _over_processes(self, total: Tensor, square_sum: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The sums and the count over all processes; differentiable."""
-        from torch.distributed._functional_collectives import all_reduce, wait_tensor
-
-        parts = torch.cat([total, square_sum, total.new_full((1,), count)])
-        parts = wait_tensor(all_reduce(parts, "sum", self.process_group))
-        total, square_sum, elements = parts.split([self.num_features, self.num_features, 1])
-        return total, square_sum, elements.detach()

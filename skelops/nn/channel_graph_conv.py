@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from skelops.nn.batch_norm import BatchNormAct2d
+from skelops.nn.batch_norm import uses_batch_statistics
 from skelops.nn.scaled import initialise, join, normalised, pointwise, shortcut, stacked
 from skelops.ops.channel_graph_conv import channel_graph_conv
 from skelops.ops.squeeze_pool import squeeze_pool
@@ -49,7 +49,7 @@ class ChannelGraphConv(nn.Module):
         self.down = shortcut(in_channels, out_channels)
         self.PA = nn.Parameter(adjacency.mT.clone(memory_format=torch.contiguous_format))
         self.alpha = nn.Parameter(torch.zeros(1))
-        self.bn = BatchNormAct2d(out_channels)
+        self.bn = nn.BatchNorm2d(out_channels)
         initialise(self)
         nn.init.constant_(self.bn.weight, 1e-6)
 
@@ -80,6 +80,6 @@ class ChannelGraphConv(nn.Module):
             bias.view(subsets, -1),
             self.alpha,
             self.PA.mT,
-            stats=self.bn.uses_batch_statistics,
+            stats=uses_batch_statistics(self.bn),
         )
         return join(normalised(y, self.bn), self.down(x))

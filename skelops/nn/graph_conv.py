@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from skelops._stats import MapStats
-from skelops.nn.batch_norm import BatchNormAct2d
+from skelops.nn.batch_norm import uses_batch_statistics
 from skelops.nn.scaled import ConvNorm, join, normalised, shortcut
 from skelops.ops.graph_conv import graph_conv
 
@@ -72,13 +74,12 @@ class STGCNBlock(nn.Module):
         self.gcn = GraphConv(in_channels, out_channels, subsets)
         # Under the released numbers, between which ReLU and dropout lie: 0 before the convolution, 2 and 3.
         self.tcn = ConvNorm(out_channels, out_channels, kernel_size, stride, names=("2", "3"))
-        self.tcn.add_module("0", BatchNormAct2d(out_channels))
+        self.tcn.add_module("0", nn.BatchNorm2d(out_channels))
         self.residual = shortcut(in_channels, out_channels, stride) if residual else None
 
     def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
         """(B, C, T, V) with adjacency (K, V, V) -> (B, out_channels, ceil(T / stride), V)."""
-        inner = self.tcn.get_submodule("0")
-        assert isinstance(inner, BatchNormAct2d)
-        y = self.tcn(normalised(self.gcn(x, adjacency, stats=inner.uses_batch_statistics), inner))
+        inner: Any = self.tcn.get_submodule("0")
+        y = self.tcn(normalised(self.gcn(x, adjacency, stats=uses_batch_statistics(inner)), inner))
         residual = None if self.residual is None else self.residual(x)
         return join(y, residual, dropout=self.dropout if self.training else 0.0)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from skelops.nn.batch_norm import uses_batch_statistics
 from skelops.nn.scaled import ConvNorm, ScaledMap, initialise, join, normalised, pointwise, pointwise_normalised
 from skelops.ops.graph_conv import graph_conv
 from skelops.ops.joint_attention import joint_attention
@@ -84,7 +85,7 @@ class JointAttentionBlock(nn.Module):
         topology = joint_attention(source, target, self.attention0s[0], self.alphas.flatten(), heads=self.heads)
         conv, bn = self.out_nets.convolution, self.out_nets.norm
         weight = conv.weight.view(-1, self.heads, x.shape[1]).transpose(0, 1)
-        return normalised(graph_conv(x, weight, topology, conv.bias, stats=bn.uses_batch_statistics), bn)
+        return normalised(graph_conv(x, weight, topology, conv.bias, stats=uses_batch_statistics(bn)), bn)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, V) -> (B, out_channels, ceil(T / stride), V)."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from skelops.nn.batch_norm import BatchNormAct2d
+from skelops.nn.batch_norm import uses_batch_statistics
 from skelops.nn.scaled import ConvNorm, ScaledMap, initialise, normalised, pointwise_normalised, stacked
 from skelops.ops.multi_scale_conv import multi_scale_conv
 
@@ -50,7 +50,7 @@ class MultiScaleTemporalConv(nn.Module):
         self.branches = nn.ModuleList(ConvNorm(in_channels, width) for _ in range(count - 1))
         for branch, dilation in zip(self.branches, dilations, strict=False):
             branch.add_module("3", ConvNorm(width, width, kernel_size, stride, dilation, names=("conv", "bn")))
-        self.branches[-1].add_module("4", BatchNormAct2d(width))
+        self.branches[-1].add_module("4", nn.BatchNorm2d(width))
         self.branches.append(ConvNorm(in_channels, width, stride=stride))
         initialise(self)
         for module in self.modules():
@@ -78,6 +78,6 @@ class MultiScaleTemporalConv(nn.Module):
             narrow.shift,
             dilations=self.dilations,
             stride=self.stride,
-            stats=plain.norm.uses_batch_statistics,
+            stats=uses_batch_statistics(plain.norm),
         )
         return normalised(y, *(conv.norm for conv in dilated), narrowed[-1].get_submodule("4"), plain.norm)

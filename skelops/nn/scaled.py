@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from skelops._stats import MapStats
-from skelops.nn.batch_norm import BatchNormAct2d
+from skelops.nn.batch_norm import Norm, scale_shift, uses_batch_statistics
 from skelops.nn.temporal_conv import TemporalConv
 from skelops.ops.norm_act import norm_act
 from skelops.ops.temporal_conv import temporal_conv
@@ -38,14 +38,14 @@ class ScaledMap(NamedTuple):
         return ScaledMap(maps[0], scales[0], shifts[0]), ScaledMap(maps[1], scales[1], shifts[1])
 
 
-def normalised(y: Tensor | MapStats, *norms: BatchNormAct2d) -> ScaledMap:
+def normalised(y: Tensor | MapStats, *norms: Norm) -> ScaledMap:
     """``BN(y)``, still to be applied; of several BatchNorms each has its share of the channels, one after the other."""
     output, sums = (y, ()) if isinstance(y, Tensor) else (y.output, y[1:])
     coefficients, start = [], 0
     for norm in norms:
         share = slice(start, start + norm.num_features)
         part = output if len(norms) == 1 else output[:, share]
-        coefficients.append(norm.scale_shift(MapStats(part, *(s[share] for s in sums)) if sums else part))
+        coefficients.append(scale_shift(norm, MapStats(part, *(s[share] for s in sums)) if sums else part))
         start = share.stop
     if len(norms) == 1:
         return ScaledMap(output, *coefficients[0])
@@ -89,7 +89,7 @@ class ConvNorm(nn.Module):
         super().__init__()
         self.names = names
         self.add_module(names[0], TemporalConv(in_channels, out_channels, kernel_size, stride, dilation))
-        self.add_module(names[1], BatchNormAct2d(out_channels))
+        self.add_module(names[1], nn.BatchNorm2d(out_channels))
 
     @property
     def convolution(self) -> Any:
@@ -104,7 +104,7 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor | ScaledMap) -> ScaledMap:
         """(B, C, T, V) -> (B, O, ceil(T / stride), V)."""
         inputs = x if isinstance(x, ScaledMap) else (x, None, None)
-        return normalised(self.convolution(*inputs, stats=self.norm.uses_batch_statistics), self.norm)
+        return normalised(self.convolution(*inputs, stats=uses_batch_statistics(self.norm)), self.norm)
 
 
 def shortcut(in_channels: int, out_channels: int, stride: int = 1, names: tuple[str, str] = ("0", "1")) -> nn.Module:
@@ -132,7 +132,7 @@ def pointwise(x: Tensor, convs: Iterable[nn.Module], groups: int = 1) -> Tensor:
 
 def pointwise_normalised(x: Tensor, parts: Sequence[ConvNorm]) -> ScaledMap:
     """1x1 convolutions of one map as one, each with its own normalisation, their channels one after the other."""
-    y = temporal_conv(x, *stacked(part.convolution for part in parts), stats=parts[0].norm.uses_batch_statistics)
+    y = temporal_conv(x, *stacked(part.convolution for part in parts), stats=uses_batch_statistics(parts[0].norm))
     return normalised(y, *(part.norm for part in parts))
 
 
