@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -49,6 +50,18 @@ def _hop_attention(dtype: torch.dtype) -> Iterator[partial]:
         parameters = [torch.randn(size).to(dtype).requires_grad_() for size in sizes]
         inputs = query, key, value, group_key, *parameters, hops, groups
         yield partial(skelops.hop_attention, *inputs, heads=9)
+
+
+def _joint_attention(dtype: torch.dtype) -> Iterator[partial]:
+    forms: list[tuple[Literal["joints", "frames"], Literal["tanh", "softmax"]]]
+    forms = [("joints", "tanh"), ("joints", "softmax"), ("frames", "tanh")]
+    for axis, activation in forms:
+        shapes = ((64, 64, 50, 25), (64, 256, 13, 25)) if axis == "joints" else ((64, 64, 64, 25), (64, 256, 13, 25))
+        for source in _maps(dtype, *shapes):
+            P = source.shape[3 if axis == "joints" else 2]
+            static, alpha = (torch.randn(size).to(dtype).requires_grad_() for size in ((4, P, P), (4,)))
+            inputs = source, torch.randn_like(source).requires_grad_(), static, alpha
+            yield partial(skelops.joint_attention, *inputs, heads=4, axis=axis, activation=activation)
 
 
 def _rows(dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -120,14 +133,40 @@ def _temporal_max_pool(dtype: torch.dtype) -> Iterator[partial]:
             yield partial(skelops.temporal_max_pool, x, scale, shift, stride=stride, stats=True)
 
 
+def _aggregate(dtype: torch.dtype) -> Iterator[partial]:
+    B, C, T, V = shape = (128, 64, 64, 25)
+    for axes, sizes, per_subset in (
+        ("kvw", (3, V, V), False),
+        ("bkvw", (B, 3, V, V), True),
+        ("bkcvw", (B, 3, C, V, V), True),
+        ("bktvw", (B, 3, T, V, V), True),
+        ("bkctvw", (B // 8, 3, C, T, V, V), True),
+    ):
+        adjacency = (torch.rand(sizes) / V).to(dtype).requires_grad_()
+        for x in _maps(dtype, (sizes[0] if "b" in axes else B, 3 * C if per_subset else C, *shape[2:])):
+            features = x.unflatten(1, (3, C)) if per_subset else x
+            yield partial(skelops.aggregate, features, adjacency, axes=axes, sum_subsets=per_subset)
+
+
+def _channel_graph_conv(dtype: torch.dtype) -> Iterator[partial]:
+    for B, C, R, T in ((128, 64, 8, 64), (128, 256, 32, 16)):
+        shapes = (B, 3, R, 25), (B, 3, R, 25), (3, C, R), (3, C), (1,), (3, 25, 25)
+        others = [(torch.rand(other) / 5).to(dtype).requires_grad_() for other in shapes]
+        for x in _maps(dtype, (B, 3 * C, T, 25)):
+            yield partial(skelops.channel_graph_conv, x, *others, stats=True)
+
+
 #: Calls of each op at common shapes.
 CALLS: dict[str, Callable[[torch.dtype], Iterator[partial]]] = {
+    "aggregate": _aggregate,
     "batch_norm_affine": _batch_norm_affine,
+    "channel_graph_conv": _channel_graph_conv,
     "channel_sums": _channel_sums,
     "enqueue": _enqueue,
     "graph_conv": _graph_conv,
     "hop_attention": _hop_attention,
     "info_nce": _info_nce,
+    "joint_attention": _joint_attention,
     "mask_pool": _mask_pool,
     "norm_act": _norm_act,
     "queue_attention": _queue_attention,

@@ -37,3 +37,11 @@ def kernel_map(x: torch.Tensor, slices: bool = False) -> tuple[torch.Tensor, boo
     _, _, T, V = x.shape
     in_place = channels_last or (slices and x.stride()[1:] == (T * V, V, 1))
     return (x if in_place else x.contiguous()), channels_last
+
+
+def pitch(x: torch.Tensor, channels_last: bool) -> int:
+    """Of a map from `kernel_map`: the distance between rows of channels, where it lies contiguous between samples."""
+    if not channels_last:
+        return x.stride(0)
+    # The stride of an axis of size 1 may be anything.
+    return next((x.stride(axis) for axis in (3, 2, 0) if x.shape[axis] > 1), x.shape[1])

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import check_against_eager, run_at_level, run_with_gradients
+from conftest import GPU, check_against_eager, run_at_level, run_with_gradients
 from torch import Tensor
 from torch.nn.functional import conv2d
 
 import skelops
+from skelops import _backend
 from skelops._stats import MapStats
 
 # B, K, C, R, T, V
 SHAPES = [
     (2, 3, 16, 8, 5, 25),
-    (3, 3, 33, 4, 9, 20),
-    (1, 3, 64, 16, 13, 25),
+    (2, 3, 33, 4, 3, 20),
+    (1, 3, 40, 16, 11, 25),
     (2, 2, 9, 5, 1, 17),
     (2, 1, 3, 8, 3, 1),
-    (1, 2, 14, 32, 2, 25),
+    (1, 2, 10, 32, 2, 25),
     (1, 2, 10, 3, 4, 40),
     (0, 3, 4, 3, 5, 25),
 ]
@@ -64,6 +65,8 @@ def eager_sums(*inputs: Tensor) -> tuple[Tensor, ...]:
 
 def make(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
     B, K, C, R, T, V = shape
+    if _backend._forced == "triton" and not GPU:  # the interpreter runs every frame of every program in Python
+        C, R, T = min(C, 6), min(R, 2), min(T, 2)
     inputs = [
         torch.randn(B, K * C, T, V),
         torch.randn(B, K, R, V),
@@ -95,7 +98,7 @@ def test_matches_eager(shape: tuple[int, ...], dtype: torch.dtype, memory_format
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.usefixtures("kernels")
 def test_stats(memory_format: torch.memory_format, dtype: torch.dtype) -> None:
-    inputs = make((2, 3, 37, 4, 9, 25), dtype)
+    inputs = make((2, 3, 35, 2, 4, 25), dtype)
     inputs[0] = inputs[0].contiguous(memory_format=memory_format)
     output, total, squares = skelops.channel_graph_conv(*inputs, stats=True)
     torch.testing.assert_close(output, skelops.channel_graph_conv(*inputs), atol=0, rtol=0)
@@ -110,7 +113,7 @@ def test_stats(memory_format: torch.memory_format, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES[::2], ids=str)
 @pytest.mark.usefixtures("kernels")
 def test_gradients_through_stats(memory_format: torch.memory_format, dtype: torch.dtype) -> None:
-    inputs = make((2, 3, 37, 4, 9, 25), dtype)
+    inputs = make((2, 3, 35, 2, 4, 25), dtype)
     inputs[0] = inputs[0].contiguous(memory_format=memory_format)
     check_against_eager(fused_sums, eager_sums, inputs, differentiable=JUDGED)
 
@@ -150,13 +153,14 @@ def test_subsets_of_gradients(wanted: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("view", ["slice", "permuted", "sliced", "expanded", "offset"])
 @pytest.mark.usefixtures("kernels")
 def test_strides(view: str) -> None:
-    x, *others = make((4, 3, 12, 4, 9, 25))
+    x, *others = make((3, 3, 12, 4, 9, 25))
+    B, C, T, V = x.shape
     x = {
-        "slice": torch.randn(4, 50, 9, 25).contiguous(memory_format=torch.channels_last)[:, 5:41],
+        "slice": torch.randn(B, 50, T, V).contiguous(memory_format=torch.channels_last)[:, 5 : 5 + C],
         "permuted": x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
-        "sliced": torch.randn(4, 72, 9, 30)[:, ::2, :, 3:28],
-        "expanded": x[:1].expand(4, 36, 9, 25),
-        "offset": torch.randn(4 * 36 * 9 * 25 + 3)[3:].view(4, 36, 9, 25),
+        "sliced": torch.randn(B, 2 * C, T, 30)[:, ::2, :, 3:28],
+        "expanded": x[:1].expand(B, C, T, V),
+        "offset": torch.randn(x.numel() + 3)[3:].view(x.shape),
     }[view]
     others = [value.movedim(-1, 0).contiguous().movedim(0, -1) for value in others]
     torch.testing.assert_close(skelops.channel_graph_conv(x, *others), eager(x, *others), atol=1e-4, rtol=1e-4)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 import skelops
 from skelops import _triton
+from skelops.ops.aggregate import reference as aggregate_reference
+from skelops.ops.channel_graph_conv import reference as channel_graph_reference
 from skelops.ops.graph_conv import reference as graph_reference
 from skelops.ops.mask_pool import reference as mask_reference
 from skelops.ops.squeeze_pool import reference as squeeze_reference
@@ -27,7 +29,7 @@ SHAPE = (3, 3, 3, 5)  # B, C, T, V
 @pytest.fixture(params=[0, 1, 2], ids=["rows", "channels", "frames"])
 def axis(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """The axis whose last element lies 2**31 elements away; maps are taken as they come."""
-    for op in ("squeeze_pool", "mask_pool", "graph_conv"):
+    for op in ("aggregate", "channel_graph_conv", "graph_conv", "mask_pool", "squeeze_pool"):
         module = importlib.import_module(f"skelops.ops.{op}.triton")
         monkeypatch.setattr(module, "kernel_map", lambda x: (x, False))
     return request.param
@@ -84,6 +86,45 @@ def test_graph_conv(axis: int) -> None:
     arguments = (grad, x, weight, edges, None, None, None, None, True, True, True, False)
     graph_conv_backward(*arguments, outputs)
     same(outputs, [part.half() for part in graph_reference.graph_conv_backward(*arguments)])
+
+
+@pytest.mark.parametrize("frames", [False, True], ids=["joints", "frames"])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 1, 3), (3, 3, 1), (3, 3, 3)], ids=["k", "bkt", "bkc", "bkct"])
+def test_aggregate(axis: int, sizes: tuple[int, int, int], frames: bool) -> None:
+    if frames and sizes != (1, 1, 1):
+        pytest.skip("frames have an adjacency of neither channels nor frames")
+    x, grad, of_x = far(axis), far(axis), far(axis)
+    B, C, T = sizes
+    V = 3 if frames else 5
+    edges = torch.randn(B, 1, C, T, V, V).half()
+    form = (True, False, frames)
+    with skelops.backend("triton"):
+        y = torch.ops.skelops.aggregate(x, edges, *form)
+    same([y], [aggregate_reference.aggregate(x, edges, *form)])
+    from skelops.ops.aggregate.triton import aggregate, aggregate_backward_adjacency
+
+    aggregate(grad, edges.mT, *form, [of_x])
+    same([of_x], [aggregate_reference.aggregate(grad, edges.mT, *form)])
+    of_edges = torch.empty_like(edges)
+    aggregate_backward_adjacency(grad, x, edges, *form, [of_edges])
+    same([of_edges], [aggregate_reference.aggregate_backward_adjacency(grad, x, edges, *form)])
+
+
+def test_channel_graph_conv(axis: int) -> None:
+    x, grad, y, of_x = far(axis), far(axis), far(axis), far(axis)
+    shapes = (3, 1, 2, 5), (3, 1, 2, 5), (1, 3, 2), (1, 3), (1,), (1, 5, 5)
+    others = [torch.randn(shape).half() for shape in shapes]
+    sums = [torch.randn(3, dtype=torch.float64) for _ in range(2)]
+    from skelops.ops.channel_graph_conv.triton import channel_graph_conv, channel_graph_conv_backward
+
+    channel_graph_conv(x, *others, False, [y])
+    expected = channel_graph_reference.channel_graph_conv(*(value.float() for value in (x, *others)), False)
+    same([y], [expected[0].half()])
+    outputs = [of_x, *(torch.empty_like(other) for other in others)]
+    channel_graph_conv_backward(grad, x, *others, y, *sums, True, True, outputs)
+    wide = [value.float() for value in (grad, x, *others, y)]
+    expected = channel_graph_reference.channel_graph_conv_backward(*wide, *sums, True, True)
+    same(outputs, [part.half() for part in expected])
 
 
 @pytest.mark.parametrize("by_dim", [False, True])

@@ -14,7 +14,7 @@ import skelops
 from skelops.ops.joint_attention import reference
 
 # B, S, C', T, V
-SHAPES = [(2, 4, 16, 5, 25), (3, 3, 10, 13, 20), (1, 2, 33, 1, 17), (2, 1, 9, 3, 1), (0, 2, 4, 3, 25)]
+SHAPES = [(2, 3, 8, 5, 25), (2, 3, 10, 7, 20), (1, 2, 33, 1, 17), (2, 1, 9, 3, 1), (0, 2, 4, 3, 25)]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FORMS = [("joints", "tanh"), ("joints", "softmax"), ("frames", "tanh"), ("frames", "softmax")]
@@ -85,6 +85,15 @@ def test_many_frames(axis: str, activation: str) -> None:
     options = {"axis": axis, "activation": activation}
     inputs = make((2, 2, 64, 60, 25), axis)
     check_against_eager(partial(call, **options), partial(eager, **options), inputs, differentiable=range(4), factor=3)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "softmax"])
+@pytest.mark.usefixtures("kernels")
+def test_many_positions(activation: str) -> None:
+    """Several tiles of what attends."""
+    options = {"axis": "frames", "activation": activation, "scale": 0.3}
+    inputs = make((1, 2, 3, 70, 2), "frames")
+    check_against_eager(partial(call, **options), partial(eager, **options), inputs, differentiable=range(4))
 
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (0, 3), (1, 2)], ids=str)

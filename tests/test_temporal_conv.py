@@ -297,7 +297,7 @@ def test_bad_input() -> None:
 
 
 @pytest.mark.cpu
-@pytest.mark.parametrize("level", ["avx2", "portable"])
+@pytest.mark.parametrize("level", ["avx512", "avx2", "portable"])
 def test_other_instruction_sets(level: str) -> None:
     run_at_level(level, __file__, "test_matches_eager or test_stats")
 

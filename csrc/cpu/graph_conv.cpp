@@ -3,13 +3,14 @@
 
 #include <algorithm>
 
+#include "pairs.h"
 #include "tensors.h"
 
 namespace skelops {
 namespace {
 
-// Frames per tile: the rows in work (x, y, Z and H) fill half of a 1 MB L2 cache; more than some hundred rows gain nothing.
-constexpr int64_t kTileFloats = 128 * 1024, kMaxRows = 400;
+// Frames per tile: the rows in work (x, y, Z and H) fill a 1 MB L2 cache if none is in place; more than some hundred gain nothing.
+constexpr int64_t kTileFloats = 256 * 1024, kMaxRows = 400;
 
 GraphConvShape shape_of(const Map& x, const Tensor& weight, const Tensor& adjacency, const std::optional<Tensor>& bias) {
   const int64_t K = weight.size(0), O = weight.size(1);
@@ -46,7 +47,8 @@ void forward(const Tensor& input, const Tensor& weight, const Tensor& adjacency,
              std::vector<Tensor> outputs) {
   const Map x = as_map(input, Slices::all), y = as_map(outputs[0]);
   const GraphConvShape shape = shape_of(x, weight, adjacency, bias);
-  const std::vector<float> packed = pack_forward(weight);
+  std::vector<float> packed = pack_forward(weight);
+  if (multiplies_pairs(x.tensor)) pair_weights(packed.data(), shape.K, padded(shape.C), padded(shape.O));
   const Tensor edges = to_float(adjacency);
   if (bias) bias = to_float(*bias);
   const GraphConv p{shape,         dtype_of(x.tensor), x.input(), y.output(),
@@ -70,7 +72,8 @@ void backward(const Tensor& grad, const Tensor& input, const Tensor& weight, con
   const Map x = as_map(input, Slices::all), grad_y = as_map(grad, Slices::all);
   const GraphConvShape shape = shape_of(x, weight, adjacency, bias);
   const int64_t K = shape.K, O = shape.O, C = shape.C, Cp = padded(C), subsets = K * shape.V * shape.V;
-  const std::vector<float> packed = pack_backward(weight);
+  std::vector<float> packed = pack_backward(weight);
+  if (multiplies_pairs(x.tensor)) pair_weights(packed.data(), 1, O, K * Cp);
   const Tensor edges = to_float(adjacency);
   if (bias) bias = to_float(*bias);
   const MapData grad_x = needs_x ? as_map(outputs[0]).output() : MapData{};

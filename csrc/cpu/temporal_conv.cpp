@@ -1,10 +1,9 @@
 // skelops::temporal_conv on torch tensors.
 #include "kernels/temporal_conv.h"
 
-#include "kernels/pair_terms.h"
-
 #include <algorithm>
 
+#include "pairs.h"
 #include "tensors.h"
 
 namespace skelops {
@@ -21,7 +20,7 @@ TemporalConvShape shape_of(const Map& x, const Tensor& weight, int64_t stride, i
   TemporalConvShape s{x.B, x.C, x.T, x.V, weight.size(0), weight.size(2), stride, dilation, groups, 1, false};
   // Of a pair, both channels belong to the group, or the second is padding.
   const bool even = s.group_in() % 2 == 0 && s.group_out() % 2 == 0;
-  s.pairs = level() == Level::avx512_bf16 && dtype_of(x.tensor) == Dtype::bf16 && (groups == 1 || even);
+  s.pairs = multiplies_pairs(x.tensor) && (groups == 1 || even);
   const int64_t input = s.width_in() * stride, output = s.width_out();
   const int64_t halo = 2 * s.halo() * (backward ? output : input), row = backward ? 3 * input + output : input + output;
   const int64_t fit = std::min(kMaxRows / s.V, (kTileFloats / s.V - halo) / row);
@@ -30,13 +29,6 @@ TemporalConvShape shape_of(const Map& x, const Tensor& weight, int64_t stride, i
   const int64_t tiles = std::max((frames + std::max<int64_t>(1, fit) - 1) / std::max<int64_t>(1, fit), std::min(wanted, frames));
   s.tile_frames = (frames + tiles - 1) / tiles;
   return s;
-}
-
-// Packed weights (groups, k, terms, width) become pairs where products take them.
-void pair(const TemporalConvShape& s, float* packed, int64_t terms, int64_t width) {
-  if (!s.pairs) return;
-  const auto kernel = pair_terms_at_level();
-  parallel_for(0, width / kChannelPad, 1, [&](int64_t begin, int64_t end) { kernel(packed, s.groups * s.k, terms, width, begin * kChannelPad, end * kChannelPad); });
 }
 
 // A vector (groups * n) as (groups, padded(n)), the padding zero; empty where there is none.
@@ -75,7 +67,7 @@ void forward(const Tensor& input, const Tensor& weight, std::optional<Tensor> bi
   const auto pack = temporal_conv_pack_at_level();
   parallel_for(0, padded(s.group_out()) / kChannelPad, 1,
                [&](int64_t begin, int64_t end) { pack(floats(source), s, begin * kChannelPad, end * kChannelPad, packed); });
-  pair(s, packed, s.group_in(), padded(s.group_out()));
+  if (s.pairs) pair_weights(packed, s.groups * s.k, s.group_in(), padded(s.group_out()));
   const std::vector<float> biases = pad(bias, groups), scales = pad(scale, 1), shifts = pad(shift, 1);
   const TemporalConv p{s, dtype_of(x.tensor), x.input(), y.output(), packed, data_of(biases), data_of(scales), data_of(shifts)};
   const auto kernel = temporal_conv_at_level();
@@ -117,7 +109,7 @@ void backward(const Tensor& grad, const Tensor& input, const Tensor& weight, std
     packed = scratch(kPacked, s.packed_backward_size());
     const auto pack = temporal_conv_pack_backward_at_level();
     parallel_for(0, s.O, 16, [&](int64_t begin, int64_t end) { pack(floats(source), s, begin, end, packed); });
-    pair(s, packed, s.group_out(), padded(s.group_in()));
+    if (s.pairs) pair_weights(packed, s.groups * s.k, s.group_out(), padded(s.group_in()));
   }
   const std::vector<float> scales = pad(scale, 1), shifts = pad(shift, 1);
   const StatsTerms stats(y, grad_sum, grad_square_sum, s.O);

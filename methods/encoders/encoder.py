@@ -18,7 +18,8 @@ from skelops.graphs import Layout, get_layout
 @contextmanager
 def _running_statistics_kept(block: nn.Module) -> Iterator[None]:
     """Batch statistics as in training, but running statistics stay: a batch that is seen again counts once."""
-    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    kinds = nn.BatchNorm2d | nn.SyncBatchNorm
+    norms = [m for m in block.modules() if isinstance(m, kinds) and m.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False
     try:

@@ -16,7 +16,7 @@ namespace {
 
 enum Slot { kTable, kTopology, kX, kY, kTopologyGrad, kDifferenceGrad, kAdjacencyGrad, kSmall };
 
-constexpr int64_t kFrames = 8;  // frames of x in work at a time
+constexpr int64_t kFrames = 32;  // frames of x in work at a time
 
 int64_t table_pitch(const ChannelGraphConvShape& s) { return round_up(s.edges(), 16) + 16; }
 
@@ -110,15 +110,16 @@ void load_gradient(const ChannelGraphConvBackward& p, int64_t b, int64_t c, int6
   }
 }
 
-constexpr int64_t kPiece = 32;  // edges summed in float before they are added to a double
+constexpr int64_t kPiece = 64;  // edges summed in float before they are added to a double
 
-// sums (M, kBlock) = A (M, K) B (K, kBlock)
-void product(const float* a, int64_t lda, const float* b, float* sums, int64_t M, int64_t width, int64_t K) {
-  for (int64_t i = 0; i < width; i += kLanes) {
-    int64_t m = 0;
-    for (; m + 8 <= M; m += 8) gemm_block<8, 1>(a + m * lda, lda, 1, b + i, kBlock, sums + m * kBlock + i, kBlock, K, false);
-    for (; m < M; ++m) gemm_block<1, 1>(a + m * lda, lda, 1, b + i, kBlock, sums + m * kBlock + i, kBlock, K, false);
-  }
+constexpr int kRows = kLanes == 16 ? 8 : 4;  // 8 divides the usual R
+
+// sums (M, kBlock) = A (M, K) B (K, kBlock), N vectors wide.
+template <int N>
+void product(const float* a, int64_t lda, const float* b, float* sums, int64_t M, int64_t K) {
+  int64_t m = 0;
+  for (; m + kRows <= M; m += kRows) gemm_block<kRows, N>(a + m * lda, lda, 1, b, kBlock, sums + m * kBlock, kBlock, K, false);
+  for (; m < M; ++m) gemm_block<1, N>(a + m * lda, lda, 1, b, kBlock, sums + m * kBlock, kBlock, K, false);
 }
 
 // What the gradient of the topology of subset k and a block gives to those of weight, bias, adjacency and differences; the
@@ -132,7 +133,8 @@ void reduce(const ChannelGraphConvBackward& p, const float* table, const float* 
   for (int64_t e = 0; e < E; e += kPiece) {
     const int64_t edges = smaller(kPiece, E - e);
     const float* piece = of_topology + e * kBlock;
-    product(differences + e, table_pitch(s), piece, rows, s.R, width, edges);
+    for (int64_t i = 0; i < width; i += 2 * kLanes)
+      (width - i > kLanes ? product<2> : product<1>)(differences + e, table_pitch(s), piece + i, rows + i, s.R, edges);
     for (int64_t i = 0; i < width; i += kLanes) {
       Vec total{};
       for (int64_t j = 0; j < edges; ++j) {

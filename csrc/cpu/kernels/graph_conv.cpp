@@ -15,7 +15,7 @@
 namespace skelops::SKELOPS_LEVEL {
 namespace {
 
-enum Slot { kX, kY, kZ, kH, kSmall, kOutput };
+enum Slot { kX, kY, kZ, kH, kSmall, kOutput, kPaired, kPairedGradient };
 
 template <typename T>
 void prefetch_item(const MapData& map, const GraphConvShape& s, int64_t channels, int64_t item) {
@@ -24,7 +24,8 @@ void prefetch_item(const MapData& map, const GraphConvShape& s, int64_t channels
 }
 
 // A product with a zero of the adjacency may be left out only where it would be zero.
-bool finite(const float* x, int64_t n) {
+template <typename Tile>
+bool finite(const Tile* x, int64_t n) {
   Vec probe{};
   for (int64_t i = 0; i < n; i += kLanes) probe += load(x + i) * 0.0f;
   const float total = sum(probe);
@@ -33,103 +34,116 @@ bool finite(const float* x, int64_t n) {
 
 // ---- aggregation ------------------------------------------------------------------------------------------------------
 
-// The non-zeros of one sample's adjacency, by target joint and subset and by source joint.
-struct Sparse {
-  struct Entry {
-    int32_t joint, subset;
-    float value;
-  };
-  Entry *by_target, *by_source;           // K V V each
-  int32_t *target_begin, *source_begin;  // (V * K + 1): row (w, k);  (V + 1): row v
-  int64_t nonzeros;
+// Two nested indices into an adjacency, which count rows or columns of a matrix.
+struct Axis {
+  int64_t outer, inner, outer_stride, inner_stride;
+
+  int64_t size() const { return outer * inner; }
 };
 
-int64_t sparse_floats(const GraphConvShape& s) { return s.K * s.V * s.V * 6 + s.V * s.K + s.V + 2; }
+// An adjacency as a matrix that multiplies frames of rows in cache: its non-zeros, and all of it as an operand.
+template <typename Tile>
+class Matrix {
+ public:
+  Matrix(const Axis& rows, const Axis& columns) : rows_(rows), columns_(columns) {}
 
-Sparse find_nonzeros(const float* adjacency, const GraphConvShape& s, float* memory) {
-  const int64_t K = s.K, V = s.V;
-  Sparse a;
-  a.by_target = reinterpret_cast<Sparse::Entry*>(memory);
-  a.by_source = a.by_target + K * V * V;
-  a.target_begin = reinterpret_cast<int32_t*>(a.by_source + K * V * V);
-  a.source_begin = a.target_begin + V * K + 1;
-  int32_t n = 0;
-  for (int64_t w = 0; w < V; ++w)
-    for (int64_t k = 0; k < K; ++k) {
-      a.target_begin[w * K + k] = n;
-      for (int64_t v = 0; v < V; ++v) {
-        const float value = adjacency[(k * V + v) * V + w];
-        if (value != 0.0f) a.by_target[n++] = {static_cast<int32_t>(v), static_cast<int32_t>(k), value};
+  int64_t floats() const { return M() * (2 * steps() + 2 * N() + 1) + 1; }
+
+  void read(const float* adjacency, float* memory) {
+    operand_ = reinterpret_cast<Tile*>(memory);
+    entries_ = reinterpret_cast<Entry*>(memory + M() * steps());
+    begin_ = reinterpret_cast<int32_t*>(entries_ + M() * N());
+    int32_t n = 0;
+    int64_t m = 0;
+    for (int64_t i = 0; i < rows_.outer; ++i)
+      for (int64_t j = 0; j < rows_.inner; ++j, ++m) {
+        begin_[m] = n;
+        n = read_row(adjacency + i * rows_.outer_stride + j * rows_.inner_stride, operand_ + m * width(), n);
+      }
+    begin_[m] = n;
+  }
+
+  // out (M rows) = this (M, N) in (N rows), for each of the frames; all rows are ld apart.
+  template <typename Out>
+  void multiply(const Tile* in, Out* out, int64_t frames, int64_t ld, float* memory) const {
+    // Below this share of non-zeros, skipping wins over the denser blocking of the matrix product.
+    const bool skip = 3 * kTermsPerStep<Tile> * begin_[M()] < 2 * M() * N() && finite(in, frames * N() * ld);
+    for (int64_t t = 0; t < frames; ++t, in += N() * ld, out += M() * ld) {
+      if (skip) {
+        for (int64_t m = 0; m < M(); ++m) combine(entries_ + begin_[m], entries_ + begin_[m + 1], in, out + m * ld, ld);
+      } else {
+        const Summed<Tile> rows = summed(in, ld, 0, N(), steps(), ld, memory);
+        gemm(operand_, width(), kTermsPerStep<Tile>, rows.data, rows.ld, out, ld, M(), ld, steps(), false);
       }
     }
-  a.target_begin[V * K] = n;
-  a.nonzeros = n;
-  n = 0;
-  for (int64_t v = 0; v < V; ++v) {
-    a.source_begin[v] = n;
-    for (int64_t k = 0; k < K; ++k)
-      for (int64_t w = 0; w < V; ++w) {
-        const float value = adjacency[(k * V + v) * V + w];
-        if (value != 0.0f) a.by_source[n++] = {static_cast<int32_t>(w), static_cast<int32_t>(k), value};
+  }
+
+ private:
+  struct Entry {
+    int32_t column;
+    float value;
+  };
+
+  int64_t M() const { return rows_.size(); }
+  int64_t N() const { return columns_.size(); }
+  int64_t steps() const { return steps_of<Tile>(N()); }
+  int64_t width() const { return steps() * kTermsPerStep<Tile>; }
+
+  // A row of the operand, in the order of summed(), and its non-zeros from the n-th entry on; returns the next one.
+  int32_t read_row(const float* adjacency, Tile* row, int32_t n) {
+    int32_t column = 0;
+    int64_t at = 0;
+    put(row + width() - 1, 0.0f);
+    for (int64_t i = 0; i < columns_.outer; ++i)
+      for (int64_t j = 0; j < columns_.inner; ++j, ++column) {
+        const float value = adjacency[i * columns_.outer_stride + j * columns_.inner_stride];
+        if (value != 0.0f) entries_[n++] = {column, value};
+        put(row + at, value);
+        at += kTermsPerStep<Tile>;
+        if (at == width()) at = 1;
       }
+    return n;
   }
-  a.source_begin[V] = n;
-  return a;
-}
 
-// out (N lanes) = sum over entries of value * rows[joint][subset * stride ..]
-inline void combine(const Sparse::Entry* entry, const Sparse::Entry* end, const float* rows, int64_t ld, int64_t stride, float* out, int64_t N) {
-  for (int64_t n = 0; n < N; n += 4 * kLanes) {
-    const int64_t vectors = smaller(4, (N - n) / kLanes);
-    Vec acc[4] = {};
-    for (const Sparse::Entry* e = entry; e != end; ++e) {
-      const float* row = rows + e->joint * ld + e->subset * stride + n;
-      for (int64_t i = 0; i < vectors; ++i) acc[i] += e->value * load(row + i * kLanes);
+  // out (N lanes) = sum over entries of value * rows[column]
+  template <typename Out>
+  static void combine(const Entry* entry, const Entry* end, const Tile* rows, Out* out, int64_t ld) {
+    for (int64_t n = 0; n < ld; n += 4 * kLanes) {
+      const int64_t vectors = smaller(4, (ld - n) / kLanes);
+      Vec acc[4] = {};
+      for (const Entry* e = entry; e != end; ++e)
+        for (int64_t i = 0; i < vectors; ++i) acc[i] += e->value * load(rows + e->column * ld + n + i * kLanes);
+      for (int64_t i = 0; i < vectors; ++i) store(out + n + i * kLanes, acc[i]);
     }
-    for (int64_t i = 0; i < vectors; ++i) store(out + n + i * kLanes, acc[i]);
   }
-}
 
+  Axis rows_, columns_;
+  Tile* operand_ = nullptr;   // (M, N)
+  Entry* entries_ = nullptr;  // row by row
+  int32_t* begin_ = nullptr;  // of each row's entries, and their end
+};
+
+template <typename Tile>
 struct Aggregator {
   const GraphConvShape& s;
   const float* adjacency = nullptr;  // (K, V, V) of the current sample
-  Sparse sparse{};
+  Matrix<Tile> to_targets{{s.V, s.K, 1, s.V * s.V}, {s.V, 1, s.V, 0}};
+  Matrix<Tile> to_sources{{s.V, 1, s.V, 0}, {s.V, s.K, 1, s.V * s.V}};
 
   void use(const float* of_sample) {
     adjacency = of_sample;
-    sparse = find_nonzeros(of_sample, s, scratch(kSmall, sparse_floats(s)));
+    float* memory = scratch(kSmall, to_targets.floats() + to_sources.floats());
+    to_targets.read(of_sample, memory);
+    to_sources.read(of_sample, memory + to_targets.floats());
   }
 
-  // Below this share of non-zeros, skipping wins over the denser blocking of the matrix product.
-  bool skip_zeros() const { return 3 * sparse.nonzeros < 2 * s.K * s.V * s.V; }
+  float* paired_rows(int64_t ld) const { return scratch(kPaired, (s.V * s.K + 1) * ld); }
 
   // z[t,w,k,:] = sum_v adjacency[k,v,w] x[t,v,:]
-  void forward(const float* x, float* z, int64_t frames, int64_t ld) const {
-    const bool skip = skip_zeros() && finite(x, frames * s.V * ld);
-    for (int64_t t = 0; t < frames; ++t, x += s.V * ld, z += s.V * s.K * ld) {
-      if (skip) {
-        for (int64_t row = 0; row < s.V * s.K; ++row)
-          combine(sparse.by_target + sparse.target_begin[row], sparse.by_target + sparse.target_begin[row + 1], x, ld, 0, z + row * ld, ld);
-      } else {
-        for (int64_t k = 0; k < s.K; ++k)
-          gemm(adjacency + k * s.V * s.V, 1, s.V, x, ld, z + k * ld, s.K * ld, s.V, ld, s.V, false);
-      }
-    }
-  }
+  void forward(const Tile* x, Tile* z, int64_t frames, int64_t ld) const { to_targets.multiply(x, z, frames, ld, paired_rows(ld)); }
 
   // x[t,v,:] = sum_k sum_w adjacency[k,v,w] h[t,w,k,:]
-  void backward(const float* h, float* x, int64_t frames, int64_t ld) const {
-    const bool skip = skip_zeros() && finite(h, frames * s.V * s.K * ld);
-    for (int64_t t = 0; t < frames; ++t, x += s.V * ld, h += s.V * s.K * ld) {
-      if (skip) {
-        for (int64_t v = 0; v < s.V; ++v)
-          combine(sparse.by_source + sparse.source_begin[v], sparse.by_source + sparse.source_begin[v + 1], h, s.K * ld, ld, x + v * ld, ld);
-      } else {
-        for (int64_t k = 0; k < s.K; ++k)
-          gemm(adjacency + k * s.V * s.V, s.V, 1, h + k * ld, s.K * ld, x, ld, s.V, ld, s.V, k > 0);
-      }
-    }
-  }
+  void backward(const Tile* h, float* x, int64_t frames, int64_t ld) const { to_sources.multiply(h, x, frames, ld, paired_rows(ld)); }
 };
 
 // ---- forward ----------------------------------------------------------------------------------------------------------
@@ -160,14 +174,16 @@ void add_stats(const float* y, int64_t R, const GraphConvShape& s, double* stats
   }
 }
 
-template <typename T>
+template <typename T, typename Tile>
 void forward(const GraphConv& p, int64_t begin, int64_t end, double* stats) {
   const GraphConvShape& s = p.shape;
   const int64_t Cp = padded(s.C), Op = padded(s.O), tiles = s.tiles(), plane = s.T * s.V, max_rows = s.tile_frames * s.V;
-  float* z = scratch(kZ, max_rows * s.K * Cp);
+  constexpr int64_t terms = kTermsPerStep<Tile>;
+  const Tile* weight = reinterpret_cast<const Tile*>(p.weight);
+  Tile* z = scratch_of<Tile>(kZ, max_rows * s.K * Cp);
   float* y = scratch(kY, max_rows * Op + s.V * Op);
   float* table = y + max_rows * Op;
-  Aggregator aggregate{s};
+  Aggregator<Tile> aggregate{s};
   int64_t current = -1;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t b = item / tiles, t = item % tiles * s.tile_frames, sample = s.sample_of(item);
@@ -177,18 +193,15 @@ void forward(const GraphConv& p, int64_t begin, int64_t end, double* stats) {
       aggregate.use(p.adjacency + sample * s.K * s.V * s.V);
       if (p.bias) bias_table(p.bias, aggregate.adjacency, s, table);
     }
-    const float* x = load_tile<T>(p.x, s.C, plane, b, t * s.V, R, kX);
+    const Tile* x = load_tile<T, Tile>(p.x, s.C, plane, b, t * s.V, R, kX);
     aggregate.forward(x, z, frames, Cp);
     if (p.bias)
       for (int64_t f = 0; f < frames; ++f) __builtin_memcpy(y + f * s.V * Op, table, sizeof(float) * s.V * Op);
     prefetch_item<T>(p.x, s, s.C, item + 1);
     prefetch_item<T>(p.y, s, s.O, item);
-    if (s.C == Cp) {
-      gemm(z, s.K * Cp, 1, p.weight, Op, y, Op, R, Op, s.K * Cp, p.bias);
-    } else {
-      // The padding of the channels is left out of the sum.
-      for (int64_t k = 0; k < s.K; ++k) gemm(z + k * Cp, s.K * Cp, 1, p.weight + k * Cp * Op, Op, y, Op, R, Op, s.C, p.bias || k);
-    }
+    // The padding of the channels is left out of the sum, in which the subsets are taps.
+    const float* add = p.bias ? y : nullptr;
+    gemm<Tile, float>({z, s.K * Cp, terms, Cp, weight, terms * Op, terms * Cp * Op, add, Op, y, Op, steps_of<Tile>(s.C), s.K}, R, Op);
     if (stats) add_stats(y, R, s, stats);
     store_tile<T>(y, p.y, s.O, plane, b, t * s.V, R);
   }
@@ -217,17 +230,19 @@ void add_bias_terms(const GraphConvBackward& p, const float* adjacency, const fl
     }
 }
 
-template <typename T>
+template <typename T, typename Tile>
 void backward(const GraphConvBackward& p, int64_t begin, int64_t end, const GraphConvSums& sums) {
   const GraphConvShape& s = p.shape;
   const int64_t Cp = padded(s.C), Op = padded(s.O), tiles = s.tiles(), plane = s.T * s.V, max_rows = s.tile_frames * s.V;
   const int64_t subsets = s.K * s.V * s.V;
   const bool needs_h = p.grad_x.data || p.needs_adjacency, through_bias = p.bias && (p.needs_bias || (p.needs_adjacency && !s.bias_after));
-  float* z = scratch(kZ, max_rows * s.K * Cp);
-  float* h = scratch(kH, max_rows * (s.K + 1) * Cp + s.V * Op);
-  float* grad_x = h + max_rows * s.K * Cp;
+  constexpr int64_t terms = kTermsPerStep<Tile>;
+  const Tile* weight = reinterpret_cast<const Tile*>(p.weight);
+  Tile* z = scratch_of<Tile>(kZ, max_rows * s.K * Cp);
+  float* grad_x = scratch(kH, max_rows * (s.K + 1) * Cp + s.V * Op);
+  Tile* h = reinterpret_cast<Tile*>(grad_x + max_rows * Cp + s.V * Op);
   float* grad_sum = grad_x + max_rows * Cp;
-  Aggregator aggregate{s};
+  Aggregator<Tile> aggregate{s};
   float* grad_adjacency = nullptr;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t b = item / tiles, t = item % tiles * s.tile_frames, sample = s.sample_of(item);
@@ -239,19 +254,22 @@ void backward(const GraphConvBackward& p, int64_t begin, int64_t end, const Grap
       for (int64_t i = 0; i < subsets; ++i) grad_adjacency[i] = 0;
       for (int64_t i = 0; i < s.V * Op; ++i) grad_sum[i] = 0;
     }
-    const float* x = load_tile<T>(p.x, s.C, plane, b, t * s.V, R, kX);
-    const float* g = load_gradient<T>(p.grad_y, p.stats, s.O, plane, b, t * s.V, R, kY, kOutput);
+    const Tile* x = load_tile<T, Tile>(p.x, s.C, plane, b, t * s.V, R, kX);
+    const Tile* g = load_gradient<T, Tile>(p.grad_y, p.stats, s.O, plane, b, t * s.V, R, kY, kOutput);
     if (p.needs_weight) {
       aggregate.forward(x, z, frames, Cp);
-      gemm(g, 1, Op, z, s.K * Cp, sums.weight, s.K * Cp, s.O, s.K * Cp, R, true);
+      const int64_t half = steps_of<Tile>(R);
+      const Summed<Tile> of_z = summed(z, s.K * Cp, 0, R, half, s.K * Cp, scratch(kPaired, (R + 1) * s.K * Cp));
+      const Summed<Tile> of_g = summed(g, Op, 0, R, half, Op, scratch(kPairedGradient, (R + 1) * Op));
+      gemm(of_g.data, terms, of_g.ld, of_z.data, of_z.ld, sums.weight, s.K * Cp, s.O, s.K * Cp, half, true);
     }
     prefetch_item<T>(p.x, s, s.C, item + 1);
     prefetch_item<T>(p.grad_y, s, s.O, item + 1);
     if (p.stats.y.data) prefetch_item<T>(p.stats.y, s, s.O, item + 1);
-    if (needs_h) gemm(g, Op, 1, p.weight, s.K * Cp, h, s.K * Cp, R, s.K * Cp, s.O, false);
+    if (needs_h) gemm(g, Op, terms, weight, terms * s.K * Cp, h, s.K * Cp, R, s.K * Cp, steps_of<Tile>(s.O), false);
     if (p.needs_adjacency)
       for (int64_t k = 0; k < s.K; ++k)
-        add_dots({x, Cp, s.V * Cp}, {h + k * Cp, s.K * Cp, s.V * s.K * Cp}, s.V, frames, Cp, grad_adjacency + k * s.V * s.V);
+        add_dots<Tile>({x, Cp, s.V * Cp}, {h + k * Cp, s.K * Cp, s.V * s.K * Cp}, s.V, frames, Cp, grad_adjacency + k * s.V * s.V);
     if (p.grad_x.data) {
       aggregate.backward(h, grad_x, frames, Cp);
       store_tile<T>(grad_x, p.grad_x, s.C, plane, b, t * s.V, R);
@@ -277,11 +295,11 @@ void graph_conv_pack(const float* weight, int64_t O, int64_t C, float* packed) {
 }
 
 void graph_conv(const GraphConv& p, int64_t begin, int64_t end, double* stats) {
-  p.dtype == Dtype::f32 ? forward<float>(p, begin, end, stats) : forward<bf16>(p, begin, end, stats);
+  p.dtype == Dtype::f32 ? forward<float, float>(p, begin, end, stats) : forward<bf16, Bf16Operand>(p, begin, end, stats);
 }
 
 void graph_conv_backward(const GraphConvBackward& p, int64_t begin, int64_t end, const GraphConvSums& sums) {
-  p.dtype == Dtype::f32 ? backward<float>(p, begin, end, sums) : backward<bf16>(p, begin, end, sums);
+  p.dtype == Dtype::f32 ? backward<float, float>(p, begin, end, sums) : backward<bf16, Bf16Operand>(p, begin, end, sums);
 }
 
 }  // namespace skelops::SKELOPS_LEVEL

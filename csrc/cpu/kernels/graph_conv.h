@@ -21,7 +21,7 @@ struct GraphConv {
   GraphConvShape shape;
   Dtype dtype;
   MapData x, y;
-  const float* weight;     // packed (K * Cp, Op)
+  const float* weight;     // packed (K, Cp, Op); of bf16 maps in pairs of rows, where products take them (pair_terms.h)
   const float* adjacency;  // (samples, K, V, V)
   const float* bias;       // (K, O) or (O,), or null
 };
@@ -31,7 +31,7 @@ struct GraphConvBackward {
   Dtype dtype;
   MapData x, grad_y, grad_x;  // grad_x.data is null where not asked for
   StatsGradient stats;
-  const float* weight;        // packed (O, K * Cp)
+  const float* weight;        // packed (O, K * Cp), in pairs as above
   const float* adjacency;
   const float* bias;
   bool needs_weight, needs_adjacency, needs_bias;

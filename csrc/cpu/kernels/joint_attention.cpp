@@ -30,8 +30,10 @@ void for_tiles(const JointAttention& p, const Body& body) {
 }
 
 // The rows of a tile whose rows (t, v) lie ld apart.
-Rows rows_of(const JointAttention& p, const float* tile, int64_t ld) {
-  return p.frames ? Rows{tile, p.V * ld, ld} : Rows{tile, ld, p.V * ld};
+template <typename Tile>
+Rows<Tile> rows_of(const JointAttention& p, const Tile* tile, int64_t ld) {
+  if (p.frames) return {tile, p.V * ld, ld};
+  return {tile, ld, p.V * ld};
 }
 
 // Calls body(first, number) for n elements, a vector at a time.
@@ -69,7 +71,7 @@ void activate(const JointAttention& p, float* scores) {
   });
 }
 
-template <typename T>
+template <typename T, typename Tile>
 void forward(const JointAttention& p, const JointAttentionOutput& out, int64_t begin, int64_t end) {
   const int64_t pairs = p.pairs(), plane = p.T * p.V, ld = padded(p.width);
   float* scores = scratch(kScores, pairs);
@@ -78,8 +80,8 @@ void forward(const JointAttention& p, const JointAttentionOutput& out, int64_t b
     const MapData source = head_of<T>(p, p.source, item), target = head_of<T>(p, p.target, item);
     for (int64_t i = 0; i < pairs; ++i) scores[i] = 0;
     for_tiles(p, [&](int64_t row, int64_t frames) {
-      const float* x = load_tile<T>(source, p.width, plane, 0, row, frames * p.V, kSource);
-      const float* h = load_tile<T>(target, p.width, plane, 0, row, frames * p.V, kTarget);
+      const Tile* x = load_tile<T, Tile>(source, p.width, plane, 0, row, frames * p.V, kSource);
+      const Tile* h = load_tile<T, Tile>(target, p.width, plane, 0, row, frames * p.V, kTarget);
       add_dots(rows_of(p, x, ld), rows_of(p, h, ld), p.positions(), p.frames ? p.V : frames, ld, scores);
     });
     activate(p, scores);
@@ -132,7 +134,7 @@ void spread(const JointAttention& p, const float* scores, int64_t row_stride, in
     int64_t ld;
     const float* x = load_tile<T>(other, p.width, plane, 0, row, frames * p.V, kSource, &ld);
     float* out = scratch(kResult, frames * p.V * width);
-    const Rows from = rows_of(p, x, ld), to = rows_of(p, out, width);
+    const auto from = rows_of(p, x, ld), to = rows_of<float>(p, out, width);
     for (int64_t step = 0; step < (p.frames ? p.V : frames); ++step)
       gemm(scores, row_stride, column_stride, from.data + step * from.step, from.position, out + step * to.step, to.position, P, width, P, false);
     store_tile<T>(out, grad, p.width, plane, 0, row, frames * p.V);
@@ -155,7 +157,7 @@ void backward(const JointAttention& p, const JointAttentionGradients& g, int64_t
 }  // namespace
 
 void joint_attention(const JointAttention& p, const JointAttentionOutput& out, int64_t begin, int64_t end) {
-  p.dtype == Dtype::f32 ? forward<float>(p, out, begin, end) : forward<bf16>(p, out, begin, end);
+  p.dtype == Dtype::f32 ? forward<float, float>(p, out, begin, end) : forward<bf16, Bf16Operand>(p, out, begin, end);
 }
 
 void joint_attention_backward(const JointAttention& p, const JointAttentionGradients& g, int64_t begin, int64_t end, const JointAttentionSums& sums) {

@@ -1,6 +1,6 @@
 #include "pair_terms.h"
 
-#include "gemm.h"
+#include "operands.h"
 
 namespace skelops::SKELOPS_LEVEL {
 

@@ -1,4 +1,4 @@
-// Packed weights for products of bf16 pairs; see gemm.h.
+// Packed weights for products of bf16 pairs; see operands.h.
 #pragma once
 
 #include "level.h"

@@ -39,11 +39,6 @@ Taps taps_of(const TemporalConvShape& s, int64_t phase) {
   return taps;
 }
 
-template <typename Tile>
-Tile* scratch_tile(Slot slot, int64_t n) {
-  return reinterpret_cast<Tile*>(scratch(slot, n));
-}
-
 // The frames of a map of T as tiles of rows, width elements of type Tile apart.
 template <typename T, typename Tile>
 struct Frames {
@@ -108,9 +103,9 @@ void forward(const TemporalConv& p, int64_t begin, int64_t end, double* stats) {
   const Frames<T, float> output{p.y, s.O, out_frames, s.V, s.width_out()};
   constexpr int64_t terms = kTermsPerStep<Tile>;
   const Tile* weights = reinterpret_cast<const Tile*>(p.weight);
-  const int64_t steps = (Cg + terms - 1) / terms, tap_size = terms * Cg * Ogp;
+  const int64_t steps = steps_of<Tile>(Cg), tap_size = terms * Cg * Ogp;
   const int64_t phase_size = (s.tile_frames + 2 * halo) * s.V * s.width_in();
-  Tile* tiles = scratch_tile<Tile>(kX, s.stride * phase_size);
+  Tile* tiles = scratch_of<Tile>(kX, s.stride * phase_size);
   float* buffer = output.in_place() ? nullptr : scratch(kY, s.tile_frames * s.V * s.width_out());
   for (int64_t item = begin; item < end; ++item) {
     const int64_t b = item / s.tiles(), t = item % s.tiles() * s.tile_frames;
@@ -152,29 +147,10 @@ const Tile* load_gradient_frames(const TemporalConvBackward& p, int64_t b, int64
   if (!p.stats.offset) return grad;
   const int64_t begin = larger(first, 0), end = smaller(first + count, s.out_frames()), R = (end - begin) * s.V;
   int64_t ldy = 0;
-  const Tile* y = p.stats.y.data ? outputs.load(b, begin, end - begin, 1, 0, {}, scratch_tile<Tile>(kY, R * s.width_out()), &ldy) : nullptr;
+  const Tile* y = p.stats.y.data ? outputs.load(b, begin, end - begin, 1, 0, {}, scratch_of<Tile>(kY, R * s.width_out()), &ldy) : nullptr;
   add_stats_gradient(grad + (begin - first) * s.V * *ld, *ld, p.stats, y, ldy, tile + (begin - first) * s.V * s.width_out(), s.width_out(), R, padded(s.O));
   *ld = s.width_out();
   return tile;
-}
-
-// A tile as an operand of products that sum over its rows.
-template <typename Tile>
-struct Summed {
-  const Tile* data;
-  int64_t ld;
-
-  const Tile* at(int64_t row, int64_t channel) const { return data + row * ld + channel * kTermsPerStep<Tile>; }
-};
-
-// Rows first .. end of a tile, so that a sum over rows 0 .. 2 * half takes half steps, whatever taps add to the rows: a pair
-// is rows r and r + half. end - half rows at least are there; what would lie past the end counts as zero.
-inline Summed<float> summed(const float* tile, int64_t ld, int64_t, int64_t, int64_t, int64_t, float*) { return {tile, ld}; }
-inline Summed<bf16> summed(const bf16* tile, int64_t ld, int64_t first, int64_t end, int64_t half, int64_t width, float* memory) {
-  bf16* pairs = reinterpret_cast<bf16*>(memory);
-  const int64_t rows = half - 2 * first;
-  pair_rows(tile + first * ld, ld, half * ld, rows, smaller(rows, end - first - half), width, pairs, 2 * width);
-  return {pairs - first * 2 * width, 2 * width};
 }
 
 template <typename T, typename Tile>
@@ -188,12 +164,12 @@ void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const T
   const Frames<T, float> of_input{p.grad_x, s.C, s.T, s.V, s.width_in()};
   constexpr int64_t terms = kTermsPerStep<Tile>;
   const Tile* weights = reinterpret_cast<const Tile*>(p.weight);
-  const int64_t steps = (Og + terms - 1) / terms, tap_size = terms * Og * Cgp, reach = halo * s.V;
+  const int64_t steps = steps_of<Tile>(Og), tap_size = terms * Og * Cgp, reach = halo * s.V;
   const bool direct = p.grad_x.data && s.stride == 1 && of_input.in_place();
-  Tile* x_tile = scratch_tile<Tile>(kX, rows * s.width_in());
-  Tile* a_tile = scratch_tile<Tile>(kA, rows * s.width_in());
+  Tile* x_tile = scratch_of<Tile>(kX, rows * s.width_in());
+  Tile* a_tile = scratch_of<Tile>(kA, rows * s.width_in());
   float* h_tile = scratch(kH, rows * s.width_in());
-  Tile* g_tile = scratch_tile<Tile>(kG, (rows + 2 * reach) * s.width_out());
+  Tile* g_tile = scratch_of<Tile>(kG, (rows + 2 * reach) * s.width_out());
   float* paired = terms > 1 ? scratch(kPaired, (rows + 2 * reach) * s.width_out()) : nullptr;
   if (sums.weight) __builtin_memset(sums.weight, 0, sizeof(float) * s.sums_size());
   for (int64_t item = begin; item < end; ++item) {
@@ -208,7 +184,7 @@ void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const T
       if (count <= 0) continue;
       const Tile* a = sums.weight || p.scale ? input.load(b, t, count, s.stride, phase, affine, a_tile, &lda) : nullptr;
       if (sums.weight && taps.count) {
-        const int64_t half = (R + terms - 1) / terms;
+        const int64_t half = steps_of<Tile>(R);
         // What x_tile and h_tile are for begins when the products with the weight are done.
         const Summed<Tile> of_a = summed(a, lda, 0, R, half, s.width_in(), reinterpret_cast<float*>(x_tile));
         const Summed<Tile> of_g = summed(g, ldg, -reach, frames * s.V + reach, half, s.width_out(), paired);

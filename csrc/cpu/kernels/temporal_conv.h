@@ -8,7 +8,7 @@ namespace skelops {
 struct TemporalConvShape {
   int64_t B, C, T, V, O, k, stride, dilation, groups;
   int64_t tile_frames;  // output frames of a tile
-  bool pairs;           // products take bf16 pairs (see gemm.h); the packed weights are such pairs of input channels, or of output
+  bool pairs;           // products take bf16 pairs (see operands.h); the packed weights are such pairs of input channels, or of output
                         // channels in the backward pass, and fill the first half of what a tap has in float
 
   int64_t out_frames() const { return (T + stride - 1) / stride; }

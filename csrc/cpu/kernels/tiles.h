@@ -3,7 +3,7 @@
 #pragma once
 
 #include "map.h"
-#include "simd.h"
+#include "operands.h"
 
 namespace skelops::SKELOPS_LEVEL {
 
@@ -26,18 +26,18 @@ void load_rows(const MapData& map, int64_t channels, int64_t plane, int64_t b, i
   }
 }
 
-// The rows as a tile (R, padded). A channels_last float map without padding is read in place: ld tells how far apart the
-// rows of the result are.
-template <typename T>
-const float* load_tile(const MapData& map, int64_t channels, int64_t plane, int64_t b, int64_t row, int64_t R, int slot, int64_t* ld = nullptr) {
+// The rows as a tile (R, padded). A channels_last map of the tile's type without padding is read in place: ld tells how far
+// apart the rows of the result are.
+template <typename T, typename Tile = float>
+const Tile* load_tile(const MapData& map, int64_t channels, int64_t plane, int64_t b, int64_t row, int64_t R, int slot, int64_t* ld = nullptr) {
   const int64_t width = padded(channels);
   if (ld) *ld = width;
-  if constexpr (sizeof(T) == sizeof(float))
+  if constexpr (sizeof(T) == sizeof(Tile))
     if (map.channels_last && width == channels && (ld || map.pitch == width)) {
       if (ld) *ld = map.pitch;
       return static_cast<const T*>(map.data) + (b * plane + row) * map.pitch;
     }
-  float* tile = scratch(slot, R * width);
+  Tile* tile = scratch_of<Tile>(slot, R * width);
   load_rows<T>(map, channels, plane, b, row, R, tile, width);
   return tile;
 }
@@ -54,15 +54,15 @@ inline void add_stats_gradient(const Tile* grad, int64_t ldg, const StatsGradien
 }
 
 // A tile of the gradient of a map, those of its channel sums included: (R, padded), never written to the map itself.
-template <typename T>
-const float* load_gradient(const MapData& grad, const StatsGradient& stats, int64_t channels, int64_t plane, int64_t b, int64_t row, int64_t R,
-                           int slot, int y_slot) {
-  if (!stats.offset) return load_tile<T>(grad, channels, plane, b, row, R, slot);
+template <typename T, typename Tile>
+const Tile* load_gradient(const MapData& grad, const StatsGradient& stats, int64_t channels, int64_t plane, int64_t b, int64_t row, int64_t R,
+                          int slot, int y_slot) {
+  if (!stats.offset) return load_tile<T, Tile>(grad, channels, plane, b, row, R, slot);
   const int64_t width = padded(channels);
   int64_t ldg, ldy = 0;
-  const float* g = load_tile<T>(grad, channels, plane, b, row, R, slot, &ldg);
-  const float* y = stats.y.data ? load_tile<T>(stats.y, channels, plane, b, row, R, y_slot, &ldy) : nullptr;
-  float* tile = scratch(slot, R * width);
+  const Tile* g = load_tile<T, Tile>(grad, channels, plane, b, row, R, slot, &ldg);
+  const Tile* y = stats.y.data ? load_tile<T, Tile>(stats.y, channels, plane, b, row, R, y_slot, &ldy) : nullptr;
+  Tile* tile = scratch_of<Tile>(slot, R * width);
   add_stats_gradient(g, ldg, stats, y, ldy, tile, width, R, width);
   return tile;
 }

@@ -89,12 +89,6 @@ def _backward_outputs(
     return grad_x, like(weight, needs_weight), like(adjacency, needs_adjacency), like(bias, needs_bias)
 
 
-def _forward_on_eager(x: Tensor, weight: Tensor, *others: Any) -> bool:
-    """Wide bfloat16 layers on a CPU that multiplies bfloat16 in hardware, which outruns our products in float32."""
-    wide = min(weight.shape[1:]) >= 192 and x.dtype == torch.bfloat16 and x.device.type == "cpu"
-    return _many_joints(x) or (wide and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 def _many_joints(x: Tensor, *others: Any) -> bool:
     """More joints than the Triton kernels hold in registers: the windows of MS-G3D, on a GPU."""
     return x.shape[3] > 64 and x.device.type == "cuda"
@@ -104,7 +98,7 @@ _op = Op(
     "graph_conv(Tensor x, Tensor weight, Tensor adjacency, Tensor? bias, bool stats) -> (Tensor, Tensor, Tensor)",
     reference=reference.graph_conv,
     outputs=_outputs,
-    eager_wins=_forward_on_eager,
+    eager_wins=_many_joints,
 )
 _op_backward = Op(
     "graph_conv_backward(Tensor grad, Tensor x, Tensor weight, Tensor adjacency, Tensor? bias, Tensor? y,"

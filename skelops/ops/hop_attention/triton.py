@@ -1,0 +1,308 @@
+"""hop_attention in Triton: a program holds the joints of one head, frame after frame; scores never leave it.
+
+Blocks: BV joints and BD channels of a head (both rounded up to a power of two), BN hops. Rows of the attention are
+targets. A map is given by its pitch: the distance between rows of channels where it lies channels_last, between samples
+where it lies contiguous. Gradients shared by the frames are summed by share and head, then over the shares.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from skelops._layout import kernel_map, pitch
+from skelops._triton import Tile, dot_precision, launch, splits, tile
+
+
+@triton.jit
+def _frame(item, h, pitch, T, joints, D, ROWS: tl.constexpr):
+    """Where a head begins in frame ``item`` of a map."""
+    b, t = (item // T).to(tl.int64), item % T
+    if ROWS:
+        return (b * T + t) * joints * pitch + h * D
+    return b * pitch + (h * D).to(tl.int64) * T * joints + t * joints
+
+
+@triton.jit
+def _within(joint, pitch, T, joints, BD: tl.constexpr, ROWS: tl.constexpr):
+    """Offsets within it, (joints, BD): 32 bits are enough, and half the registers."""
+    c = tl.arange(0, BD)
+    if ROWS:
+        return joint[:, None] * pitch + c[None, :]
+    return c[None, :] * (T * joints) + joint[:, None]
+
+
+@triton.jit
+def _load(x, item, h, joint, pitch, T, joints, D, BD: tl.constexpr, ROWS: tl.constexpr):
+    here = ((joint >= 0) & (joint < joints))[:, None] & (tl.arange(0, BD) < D)[None, :]
+    base = x + _frame(item, h, pitch, T, joints, D, ROWS)
+    return tl.load(base + _within(joint, pitch, T, joints, BD, ROWS), mask=here, other=0.0)
+
+
+@triton.jit
+def _store(x, values, item, h, joint, pitch, T, joints, D, BD: tl.constexpr, ROWS: tl.constexpr):
+    here = (joint < joints)[:, None] & (tl.arange(0, BD) < D)[None, :]
+    base = x + _frame(item, h, pitch, T, joints, D, ROWS)
+    tl.store(base + _within(joint, pitch, T, joints, BD, ROWS), values, mask=here)
+
+
+@triton.jit
+def _pairs(x, head, V, other, BV: tl.constexpr):
+    """A (V, V) matrix by sources and targets as (targets, sources)."""
+    w, v = tl.arange(0, BV)[:, None], tl.arange(0, BV)[None, :]
+    return tl.load(x + (head * V + v) * V + w, mask=(w < V) & (v < V), other=other)
+
+
+@triton.jit
+def _hop_keys(hop_key, h, D, n_hops, BD: tl.constexpr, BN: tl.constexpr):
+    n, c = tl.arange(0, BN), tl.arange(0, BD)
+    here = (n < n_hops)[:, None] & (c < D)[None, :]
+    return tl.load(hop_key + (h * n_hops + n)[:, None] * D + c[None, :], mask=here, other=0.0)
+
+
+@triton.jit
+def _softmax(q, k, e, keys, bias, hop, V, n_hops, scale, BV: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip  # noqa: E501
+    """Softmax over the sources (targets, sources) and the keys with those of their groups."""
+    k = (k.to(tl.float32) + e.to(tl.float32)).to(k.dtype)
+    by_hop = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
+    score = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    # tl.gather would put whole rows into every thread.
+    for i in range(n_hops):
+        column = tl.sum(tl.where((tl.arange(0, BN) == i)[None, :], by_hop, 0.0), 1)
+        score += tl.where(hop == i, column[:, None], 0.0)
+    score = scale * (score + tl.sum(e.to(tl.float32) * bias[None, :], 1)[None, :])
+    score = tl.where((tl.arange(0, BV) < V)[None, :], score, float("-inf"))
+    powers = tl.exp(score - tl.max(score, 1)[:, None])
+    return powers / tl.sum(powers, 1)[:, None], k
+
+
+@triton.jit
+def _apply(
+    query, key, value, group_key, hop_key, group_bias, static, alpha, hops, groups, y,
+    pitch_q, pitch_k, pitch_v, pitch_y, pitch_g, T, V, G, D, n_hops, items, scale,
+    BF: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
+    BACK: tl.constexpr,
+):  # fmt: skip
+    """The attention applied to the value; BACK: its transpose applied to a gradient, which gives that of the value."""
+    if pitch_k is None:
+        pitch_k = pitch_q
+    if pitch_v is None:
+        pitch_v = pitch_q
+    if pitch_y is None:
+        pitch_y = pitch_q
+    h, first = tl.program_id(0), tl.program_id(1) * BF
+    joint, c = tl.arange(0, BV), tl.arange(0, BD)
+    bias = tl.load(group_bias + h * D + c, mask=c < D, other=0.0).to(tl.float32)
+    keys, hop = _hop_keys(hop_key, h, D, n_hops, BD, BN), _pairs(hops, 0, V, -1, BV).to(tl.int32)
+    fixed = _pairs(static, h, V, 0.0, BV).to(tl.float32)
+    group = tl.load(groups + joint, mask=joint < V, other=-1).to(tl.int32)
+    a = tl.load(alpha).to(tl.float32)
+    for item in range(first, tl.minimum(first + BF, items)):
+        q = _load(query, item, h, joint, pitch_q, T, V, D, BD, ROWS)
+        k = _load(key, item, h, joint, pitch_k, T, V, D, BD, ROWS)
+        e = _load(group_key, item, h, group, pitch_g, T, G, D, BD, ROWS)
+        softmax, _ = _softmax(q, k, e, keys, bias, hop, V, n_hops, scale, BV, BN, PRECISION)
+        # Not before: there are no registers to hold it beside the scores.
+        x = _load(value, item, h, joint, pitch_v, T, V, D, BD, ROWS)
+        attention = (a * softmax + fixed).to(x.dtype)
+        out = tl.dot(tl.trans(attention) if BACK else attention, x, input_precision=PRECISION)
+        _store(y, out, item, h, joint, pitch_y, T, V, D, BD, ROWS)
+
+
+@triton.jit
+def _of_targets(
+    grad, query, key, value, group_key, hop_key, group_bias, static, alpha, hops, groups,
+    of_query, of_hops, of_static, of_alpha,
+    pitch_q, pitch_k, pitch_v, pitch_y, pitch, pitch_g, T, V, G, D, n_hops, items, scale,
+    BV: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients by target: of the query and the hops; and of the attention itself, over one share of the frames."""
+    if pitch_y is None:
+        pitch_y = pitch_q
+    if pitch_k is None:
+        pitch_k = pitch_q
+    if pitch_v is None:
+        pitch_v = pitch_q
+    if pitch is None:
+        pitch = pitch_q
+    h, share = tl.program_id(0), tl.program_id(1)
+    joint, c, n = tl.arange(0, BV), tl.arange(0, BD), tl.arange(0, BN)
+    bias = tl.load(group_bias + h * D + c, mask=c < D, other=0.0).to(tl.float32)
+    keys, hop = _hop_keys(hop_key, h, D, n_hops, BD, BN), _pairs(hops, 0, V, -1, BV).to(tl.int32)
+    group = tl.load(groups + joint, mask=joint < V, other=-1).to(tl.int32)
+    a = tl.load(alpha).to(tl.float32)
+    sum_static = tl.zeros((BV, BV), tl.float32)
+    sum_hops = tl.zeros((BN, BD), tl.float32)
+    sum_alpha = tl.zeros((BV,), tl.float32)
+    for item in range(share, items, tl.num_programs(1)):
+        q = _load(query, item, h, joint, pitch_q, T, V, D, BD, ROWS)
+        k = _load(key, item, h, joint, pitch_k, T, V, D, BD, ROWS)
+        e = _load(group_key, item, h, group, pitch_g, T, G, D, BD, ROWS)
+        softmax, k = _softmax(q, k, e, keys, bias, hop, V, n_hops, scale, BV, BN, PRECISION)
+        g = _load(grad, item, h, joint, pitch_y, T, V, D, BD, ROWS)
+        x = _load(value, item, h, joint, pitch_v, T, V, D, BD, ROWS)
+        of_attention = tl.dot(g, tl.trans(x), input_precision=PRECISION)
+        mean = tl.sum(softmax * of_attention, 1)
+        of_score = (scale * a) * softmax * (of_attention - mean[:, None])
+        by_hop = tl.zeros((BV, BN), tl.float32)
+        for i in range(n_hops):
+            of_hop = tl.sum(tl.where(hop == i, of_score, 0.0), 1)
+            by_hop = tl.where((n == i)[None, :], of_hop[:, None], by_hop)
+        if of_query is not None:
+            out = tl.dot(of_score.to(k.dtype), k, input_precision=PRECISION)
+            out = tl.dot(by_hop.to(keys.dtype), keys, out, input_precision=PRECISION)
+            _store(of_query, out, item, h, joint, pitch, T, V, D, BD, ROWS)
+        sum_hops = tl.dot(tl.trans(by_hop).to(q.dtype), q, sum_hops, input_precision=PRECISION)
+        sum_static += of_attention
+        sum_alpha += mean
+    part = (share * tl.num_programs(0) + h).to(tl.int64)
+    w, v = joint[:, None], joint[None, :]
+    tl.store(of_static + (part * V + v) * V + w, sum_static, mask=(w < V) & (v < V))
+    here = (n < n_hops)[:, None] & (c < D)[None, :]
+    tl.store(of_hops + (part * n_hops + n)[:, None] * D + c[None, :], sum_hops, mask=here)
+    tl.store(of_alpha + part, tl.sum(tl.where(joint < V, sum_alpha, 0.0), 0))
+
+
+@triton.jit
+def _of_sources(
+    grad, query, key, value, group_key, hop_key, group_bias, static, alpha, hops, groups,
+    of_key, of_group_key, of_bias,
+    pitch_q, pitch_k, pitch_v, pitch_y, pitch, pitch_g, group_pitch, T, V, G, D, n_hops, items, scale,
+    BV: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients by source: of the key, and of the key and bias of the groups, over one share of the frames."""
+    if pitch_y is None:
+        pitch_y = pitch_q
+    if pitch_k is None:
+        pitch_k = pitch_q
+    if pitch_v is None:
+        pitch_v = pitch_q
+    if pitch is None:
+        pitch = pitch_q
+    h, share = tl.program_id(0), tl.program_id(1)
+    joint, c = tl.arange(0, BV), tl.arange(0, BD)
+    bias = tl.load(group_bias + h * D + c, mask=c < D, other=0.0).to(tl.float32)
+    keys, hop = _hop_keys(hop_key, h, D, n_hops, BD, BN), _pairs(hops, 0, V, -1, BV).to(tl.int32)
+    group = tl.load(groups + joint, mask=joint < V, other=-1).to(tl.int32)
+    a = tl.load(alpha).to(tl.float32)
+    sum_bias = tl.zeros((BD,), tl.float32)
+    for item in range(share, items, tl.num_programs(1)):
+        q = _load(query, item, h, joint, pitch_q, T, V, D, BD, ROWS)
+        k = _load(key, item, h, joint, pitch_k, T, V, D, BD, ROWS)
+        e = _load(group_key, item, h, group, pitch_g, T, G, D, BD, ROWS)
+        softmax, _ = _softmax(q, k, e, keys, bias, hop, V, n_hops, scale, BV, BN, PRECISION)
+        g = _load(grad, item, h, joint, pitch_y, T, V, D, BD, ROWS)
+        x = _load(value, item, h, joint, pitch_v, T, V, D, BD, ROWS)
+        of_attention = tl.dot(g, tl.trans(x), input_precision=PRECISION)
+        mean = tl.sum(softmax * of_attention, 1)
+        of_score = (scale * a) * softmax * (of_attention - mean[:, None])
+        of_k = tl.dot(tl.trans(of_score).to(q.dtype), q, input_precision=PRECISION)
+        if of_key is not None:
+            _store(of_key, of_k, item, h, joint, pitch, T, V, D, BD, ROWS)
+        of_source = tl.sum(of_score, 0)
+        sum_bias += tl.sum(of_source[:, None] * e.to(tl.float32), 0)
+        if of_group_key is not None:
+            of_k += of_source[:, None] * bias[None, :]
+            for i in range(G):
+                one = i + tl.zeros((1,), tl.int32)
+                total = tl.sum(tl.where((group == i)[:, None], of_k, 0.0), 0)
+                _store(of_group_key, total[None, :], item, h, one, group_pitch, T, G, D, BD, ROWS)
+    part = (share * tl.num_programs(0) + h).to(tl.int64)
+    tl.store(of_bias + part * D + c, sum_bias, mask=c < D)
+
+
+def _in_format(x: Tensor, rows: bool) -> Tensor:
+    """The map in one of the two formats, copied where it has the other."""
+    x, channels_last = kernel_map(x, slices=True)
+    if channels_last == rows:
+        return x
+    return x.contiguous(memory_format=torch.channels_last if rows else torch.contiguous_format)
+
+
+def _pitches(rows: bool, first: Tensor, *others: Tensor) -> list[int | None]:
+    """The pitches of some maps; None for that of the first: offsets known to be equal share their registers."""
+    shared = pitch(first, rows)
+    return [shared, *(None if pitch(x, rows) == shared else pitch(x, rows) for x in others)]
+
+
+def _setting(kernel: str, x: Tensor, hop_key: Tensor, V: int, rows: bool) -> Tile:
+    case = "float32" if x.dtype == torch.float32 else "16-bit"
+    _, n_hops, D = hop_key.shape
+    blocks = {name: max(16, triton.next_power_of_2(size)) for name, size in (("BV", V), ("BD", D), ("BN", n_hops))}
+    return {**tile(kernel, x.device, case), **blocks, "ROWS": rows, "PRECISION": dot_precision(x.dtype)}
+
+
+def _run(
+    query: Tensor, key: Tensor, value: Tensor, group_key: Tensor, parameters: list[Tensor], y: Tensor, back: bool,
+    rows: bool, scale: float,
+) -> None:  # fmt: skip
+    B, _, T, V = value.shape
+    H, n_hops, D = parameters[0].shape
+    setting = _setting("hop_attention", value, parameters[0], V, rows)
+    launch(
+        _apply, (H, triton.cdiv(B * T, setting["BF"])), y.device, query, key, value, group_key, *parameters, y,
+        *_pitches(rows, query, key, value, y), pitch(group_key, rows), T, V, group_key.shape[3], D, n_hops, B * T,
+        scale, BACK=back, **setting,
+    )  # fmt: skip
+
+
+def hop_attention(
+    query: Tensor, key: Tensor, value: Tensor, group_key: Tensor, hop_key: Tensor, group_bias: Tensor, static: Tensor,
+    alpha: Tensor, hops: Tensor, groups: Tensor, heads: int, scale: float, outputs: list[Tensor],
+) -> None:  # fmt: skip
+    rows = kernel_map(value)[1]
+    query, key, value, group_key = (_in_format(x, rows) for x in (query, key, value, group_key))
+    parameters = [x.contiguous() for x in (hop_key, group_bias, static, alpha, hops, groups)]
+    _run(query, key, value, group_key, parameters, outputs[0], False, rows, scale)
+
+
+def hop_attention_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, group_key: Tensor, hop_key: Tensor, group_bias: Tensor,
+    static: Tensor, alpha: Tensor, hops: Tensor, groups: Tensor, heads: int, scale: float, needs: list[bool],
+    outputs: list[Tensor],
+) -> None:  # fmt: skip
+    """Three passes, by target, by source and of the value: what one alone would hold does not fit the registers."""
+    rows = kernel_map(value)[1]
+    maps = [_in_format(x, rows) for x in (grad, query, key, value, group_key)]
+    B, C, T, V = value.shape
+    (H, n_hops, D), G = hop_key.shape, group_key.shape[3]
+    parameters = [x.contiguous() for x in (hop_key, group_bias, static, alpha, hops, groups)]
+    shares = splits(value.device, B * T, heads)
+    sizes = (H, n_hops, D), (H, D), (H, V, V), (H,)
+    of_hops, of_bias, of_static, of_alpha = (value.new_empty(shares, *size, dtype=torch.float32) for size in sizes)
+    # Gradients have the format of their maps, which need not be that of the pass.
+    written = [_in_format_empty(out, rows) if need else None for out, need in zip(outputs[:4], needs, strict=False)]
+    of_query, of_key, of_value, of_group_key = written
+    dense, of_groups = (C if rows else C * T * joints for joints in (V, G))
+    pitches: list[int | None] = [*_pitches(rows, *maps[1:4], maps[0]), dense, pitch(maps[4], rows)]
+    if dense == pitches[0]:
+        pitches[4] = None
+    shape = (T, V, G, D, n_hops, B * T, scale)
+    if of_value is not None:
+        _run(maps[1], maps[2], maps[0], maps[4], parameters, of_value, True, rows, scale)
+    if needs[0] or needs[4] or needs[6] or needs[7]:
+        launch(
+            _of_targets, (heads, shares), value.device, *maps, *parameters, of_query, of_hops, of_static, of_alpha,
+            *pitches, *shape, **_setting("hop_attention_targets", value, hop_key, V, rows),
+        )  # fmt: skip
+    if needs[1] or needs[3] or needs[5]:
+        launch(
+            _of_sources, (heads, shares), value.device, *maps, *parameters, of_key, of_group_key, of_bias,
+            *pitches, of_groups, *shape, **_setting("hop_attention_sources", value, hop_key, V, rows),
+        )  # fmt: skip
+    for out, result in zip(outputs, written, strict=False):
+        if result is not None and result is not out:
+            out.copy_(result)
+    sums = of_hops.sum(0), of_bias.sum(0), of_static.sum(0), of_alpha.sum().view(1)
+    for out, total, need in zip(outputs[4:], sums, needs[4:], strict=True):
+        if need:
+            out.copy_(total)
+
+
+def _in_format_empty(out: Tensor, rows: bool) -> Tensor:
+    """The output where it has the format of the pass, else memory to be copied to it."""
+    if kernel_map(out)[1] == rows:
+        return out
+    return torch.empty_like(out, memory_format=torch.channels_last if rows else torch.contiguous_format)
