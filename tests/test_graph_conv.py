@@ -325,7 +325,11 @@ def test_bad_input() -> None:
         ),
         ((x, weight, adjacency[:2]), ValueError, r"adjacency: expected shape .*K=3.* got \(2, 25, 25\)"),
         ((x, weight, adjacency[:, :20]), ValueError, r"adjacency: .*V=25"),
-        ((x, weight, adjacency, bias[:, :1]), ValueError, r"bias: expected shape \(K, O\) with .*O=4.*got \(3, 1\)"),
+        (
+            (x, weight, adjacency, bias[:, :1]),
+            ValueError,
+            r"bias: expected shape \(K, O\) or \(O\) with .*O=4.*got \(3, 1\)",
+        ),
         ((x.long(), weight, adjacency), TypeError, r"x: expected a float tensor, got torch.int64"),
         ((x, weight.bfloat16(), adjacency), TypeError, r"weight: expected torch.float32 as x, got torch.bfloat16"),
         (([1.0], weight, adjacency), TypeError, r"x: expected a tensor, got list"),

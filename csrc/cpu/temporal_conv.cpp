@@ -79,22 +79,16 @@ void forward(const Tensor& input, const Tensor& weight, std::optional<Tensor> bi
   for (int64_t i = 0; i < 2; ++i) std::copy_n(merged.data() + i * s.O, s.O, static_cast<double*>(outputs[1 + i].mutable_data_ptr()));
 }
 
-// Adds up the chunks' sums of the gradient of the weight, as (O, C / groups, k).
-std::vector<float> unpack(const TemporalConvShape& s, const float* sums, int64_t chunks) {
-  const int64_t Cg = s.group_in(), Og = s.group_out(), M = s.sums_rows(), N = s.sums_width();
-  const int64_t of_output = s.sums_by_input() ? 1 : N, of_input = s.sums_by_input() ? N : 1;
-  std::vector<float> result(s.O * Cg * s.k);
-  parallel_for(0, s.O, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t o = begin; o < end; ++o)
-      for (int64_t i = 0; i < s.k; ++i) {
-        const float* from = sums + (o / Og * s.k + i) * M * N + o % Og * of_output;
-        for (int64_t c = 0; c < Cg; ++c) {
-          float total = 0;
-          for (int64_t chunk = 0; chunk < chunks; ++chunk) total += from[chunk * s.sums_size() + c * of_input];
-          result[(o * Cg + c) * s.k + i] = total;
-        }
-      }
-  });
+// Adds up the chunks' sums of the gradient of the weight in their order, as (O, C / groups, k).
+std::vector<float> unpack(const TemporalConvShape& s, float* sums, int64_t chunks) {
+  const int64_t size = s.sums_size();
+  for (int64_t chunk = 1; chunk < chunks; ++chunk)
+    parallel_for(0, size, 1 << 14, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) sums[i] += sums[chunk * size + i];
+    });
+  std::vector<float> result(s.O * s.group_in() * s.k);
+  const auto kernel = temporal_conv_unpack_at_level();
+  parallel_for(0, s.O, 16, [&](int64_t begin, int64_t end) { kernel(sums, s, begin, end, result.data()); });
   return result;
 }
 

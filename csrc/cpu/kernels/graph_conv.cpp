@@ -8,6 +8,7 @@
 // Aggregating before projecting makes H serve both grad_x and grad_adjacency: two matrix products instead of three.
 #include "graph_conv.h"
 
+#include "affine.h"
 #include "dots.h"
 #include "gemm.h"
 #include "tiles.h"
@@ -26,10 +27,11 @@ void prefetch_item(const MapData& map, const GraphConvShape& s, int64_t channels
 // A product with a zero of the adjacency may be left out only where it would be zero.
 template <typename Tile>
 bool finite(const Tile* x, int64_t n) {
-  Vec probe{};
-  for (int64_t i = 0; i < n; i += kLanes) probe += load(x + i) * 0.0f;
-  const float total = sum(probe);
-  return total == 0.0f;
+  IntVec found{};
+  for (int64_t i = 0; i < n; i += kLanes) found |= load(x + i) * 0.0f != 0.0f;
+  int32_t any = 0;
+  for (int i = 0; i < kLanes; ++i) any |= found[i];
+  return !any;
 }
 
 // ---- aggregation ------------------------------------------------------------------------------------------------------
@@ -105,16 +107,22 @@ class Matrix {
     return n;
   }
 
-  // out (N lanes) = sum over entries of value * rows[column]
+  // out (ld lanes) = sum over entries of value * rows[column]
   template <typename Out>
   static void combine(const Entry* entry, const Entry* end, const Tile* rows, Out* out, int64_t ld) {
-    for (int64_t n = 0; n < ld; n += 4 * kLanes) {
-      const int64_t vectors = smaller(4, (ld - n) / kLanes);
-      Vec acc[4] = {};
-      for (const Entry* e = entry; e != end; ++e)
-        for (int64_t i = 0; i < vectors; ++i) acc[i] += e->value * load(rows + e->column * ld + n + i * kLanes);
-      for (int64_t i = 0; i < vectors; ++i) store(out + n + i * kLanes, acc[i]);
+    for (int64_t n = 0; n < ld;) {
+      const bool wide = ld - n >= 4 * kLanes;
+      (wide ? combine_vectors<4, Out> : combine_vectors<1, Out>)(entry, end, rows + n, out + n, ld);
+      n += wide ? 4 * kLanes : kLanes;
     }
+  }
+
+  template <int N, typename Out>
+  static void combine_vectors(const Entry* entry, const Entry* end, const Tile* rows, Out* out, int64_t ld) {
+    Vec acc[N] = {};
+    for (; entry != end; ++entry)
+      for (int i = 0; i < N; ++i) acc[i] += entry->value * load(rows + entry->column * ld + i * kLanes);
+    for (int i = 0; i < N; ++i) store(out + i * kLanes, acc[i]);
   }
 
   Axis rows_, columns_;
@@ -160,20 +168,6 @@ void bias_table(const float* bias, const float* adjacency, const GraphConvShape&
     }
 }
 
-// stats[o] += sum of the rows, stats[O + o] += sum of their squares
-void add_stats(const float* y, int64_t R, const GraphConvShape& s, double* stats) {
-  const int64_t Op = padded(s.O);
-  for (int64_t o = 0; o < s.O; o += kLanes) {
-    Vec total{}, squares{};
-    for (int64_t r = 0; r < R; ++r) {
-      const Vec value = load(y + r * Op + o);
-      total += value;
-      squares += value * value;
-    }
-    for (int64_t i = 0; i < smaller(kLanes, s.O - o); ++i) stats[o + i] += total[i], stats[s.O + o + i] += squares[i];
-  }
-}
-
 template <typename T, typename Tile>
 void forward(const GraphConv& p, int64_t begin, int64_t end, double* stats) {
   const GraphConvShape& s = p.shape;
@@ -202,7 +196,7 @@ void forward(const GraphConv& p, int64_t begin, int64_t end, double* stats) {
     // The padding of the channels is left out of the sum, in which the subsets are taps.
     const float* add = p.bias ? y : nullptr;
     gemm<Tile, float>({z, s.K * Cp, terms, Cp, weight, terms * Op, terms * Cp * Op, add, Op, y, Op, steps_of<Tile>(s.C), s.K}, R, Op);
-    if (stats) add_stats(y, R, s, stats);
+    if (stats) add_sums(y, Op, R, s.O, stats, stats + s.O);
     store_tile<T>(y, p.y, s.O, plane, b, t * s.V, R);
   }
 }

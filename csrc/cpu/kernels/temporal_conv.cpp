@@ -247,6 +247,20 @@ void temporal_conv_pack_backward(const float* weight, const TemporalConvShape& s
   }
 }
 
+void temporal_conv_unpack(const float* sums, const TemporalConvShape& s, int64_t begin, int64_t end, float* weight) {
+  const int64_t Cg = s.group_in(), Og = s.group_out(), N = s.sums_width(), tap = s.sums_rows() * N;
+  for (int64_t o = begin; o < end; ++o) {
+    const float* of_group = sums + o / Og * s.k * tap;
+    float* row = weight + o * Cg * s.k;
+    if (!s.sums_by_input()) {
+      transpose_tile(of_group + o % Og * N, tap, s.k, Cg, row, s.k, false);
+      continue;
+    }
+    for (int64_t c = 0; c < Cg; ++c)
+      for (int64_t i = 0; i < s.k; ++i) row[c * s.k + i] = of_group[i * tap + c * N + o % Og];
+  }
+}
+
 void temporal_conv(const TemporalConv& p, int64_t begin, int64_t end, double* stats) {
   const auto kernel = p.dtype == Dtype::f32 ? forward<float, float> : p.shape.pairs ? forward<bf16, Bf16Operand> : forward<bf16, float>;
   kernel(p, begin, end, stats);

@@ -59,6 +59,8 @@ struct TemporalConvSums {
 SKELOPS_KERNEL(temporal_conv_pack, (const float* weight, const TemporalConvShape& s, int64_t begin, int64_t end, float* packed))
 // Output channels begin .. end, for the backward pass.
 SKELOPS_KERNEL(temporal_conv_pack_backward, (const float* weight, const TemporalConvShape& s, int64_t begin, int64_t end, float* packed))
+// The gradient of output channels begin .. end: sums -> weight (O, C / groups, k).
+SKELOPS_KERNEL(temporal_conv_unpack, (const float* sums, const TemporalConvShape& s, int64_t begin, int64_t end, float* weight))
 SKELOPS_KERNEL(temporal_conv, (const TemporalConv& p, int64_t begin, int64_t end, double* stats))
 SKELOPS_KERNEL(temporal_conv_backward, (const TemporalConvBackward& p, int64_t begin, int64_t end, const TemporalConvSums& sums))
 
