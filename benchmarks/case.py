@@ -39,6 +39,7 @@ class Case:
         headline: whether the row belongs into the README's table.
         whole: for a whole model, given as modules: their parameters are what is differentiated, results are not
             compared (dropout draws its own, and the tests judge), and the row tells which ops its time goes to.
+        pass_name: what the pass without backward is: "forward", or the "step" of a training loop.
     """
 
     op: str
@@ -53,3 +54,4 @@ class Case:
     compiles: bool = True
     headline: bool = False
     whole: bool = False
+    pass_name: str = "forward"

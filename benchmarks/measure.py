@@ -113,7 +113,7 @@ def forward_backward(function: Callable[..., Any], inputs: tuple[Any, ...]) -> R
 
 def passes(case: Case) -> Iterator[tuple[str, Work, Callable[..., Run]]]:
     """The passes of a case: name, work, and what makes the run of a function on inputs."""
-    yield "forward", case.forward, forward
+    yield case.pass_name, case.forward, forward
     if case.backward:
         yield "forward+backward", case.backward, forward_backward
 

@@ -4,7 +4,12 @@ The frameworks and encoders need only torch; training, evaluation and their comm
 """
 
 from skelops.methods.encoders import STGCN
+from skelops.methods.scd_net import SCDNet
+from skelops.methods.sds_cl import SDSCL
+from skelops.methods.skeattn_clr import SkeAttnCLR
 from skelops.methods.skelemix_clr import SkeleMixCLR
+from skelops.methods.skeleton_clr import SkeletonCLR
+from skelops.methods.std_cl import STDCL
 from skelops.methods.supervised import Supervised
 
-__all__ = ["STGCN", "SkeleMixCLR", "Supervised"]
+__all__ = ["SCDNet", "SDSCL", "STDCL", "STGCN", "SkeAttnCLR", "SkeleMixCLR", "SkeletonCLR", "Supervised"]

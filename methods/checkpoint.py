@@ -44,11 +44,21 @@ def load_encoder(checkpoint: dict[str, Any]) -> Encoder:
         raise ValueError(f"checkpoint: expected an encoder of {', '.join(ENCODERS)}, got {name!r}")
     build: Callable[..., Encoder] = ENCODERS[name]
     encoder = build(**arguments)
+    load_weights(encoder, checkpoint)
+    return encoder.eval()
+
+
+def load_weights(encoder: Encoder, checkpoint: dict[str, Any]) -> None:
+    """Loads the weights of a checkpoint's encoder, without its projector or classifier.
+
+    Raises:
+        ValueError: the weights do not fit; names the first that differs.
+    """
     prefix = "framework.encoder_q."
     weights = {key.removeprefix(prefix): w for key, w in checkpoint["state_dict"].items() if key.startswith(prefix)}
-    check_weights(encoder, {key: w for key, w in weights.items() if not key.startswith("fc.")})
+    weights = {key: w for key, w in weights.items() if not key.startswith("fc.")}
+    check_weights(encoder, weights)
     encoder.load_state_dict(weights, strict=False)
-    return encoder.eval()
 
 
 def check_weights(module: nn.Module, weights: dict[str, Any]) -> None:

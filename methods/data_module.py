@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from skelops import data
@@ -40,6 +41,24 @@ class ShuffledBatches(Sampler[list[int]]):
         yield from (batch.tolist() for batch in order.split(self.batch_size)[: len(self)])
 
 
+def labelled_subset(labels: Tensor, share: float, seed: int = 0) -> Tensor:
+    """Indices (sorted) of a share of the clips of every class: ``round(share * clips)`` of them, but at least one, drawn
+    at random.
+
+    Raises:
+        ValueError: ``share`` is not above 0 and at most 1.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"labelled: expected a share above 0 and at most 1, got {share}")
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for label in labels.unique():
+        of_class = (labels == label).nonzero().squeeze(1)
+        order = of_class[torch.randperm(len(of_class), generator=generator)]
+        chosen.append(order[: max(1, round(share * len(of_class)))])
+    return torch.cat(chosen).sort().values
+
+
 class SkeletonData(pl.LightningDataModule):
     """Training and test split of a data set.
 
@@ -52,6 +71,8 @@ class SkeletonData(pl.LightningDataModule):
         repeats: how often every training clip comes in an epoch.
         whole_clips: training clips keep all of their frames (zero-padded to the longest), of which the views draw;
             the clips of evaluation have ``frames`` in any case. NW-UCLA only.
+        labelled: share of the clips of every class that training gets, for semi-supervised fine-tuning; which ones
+            depends on ``seed`` alone.
         options: further arguments of the reader, such as ``{benchmark: ntu60_xview}`` or ``{align: false}``.
     """
 
@@ -64,6 +85,7 @@ class SkeletonData(pl.LightningDataModule):
         seed: int = 0,
         repeats: int = 1,
         whole_clips: bool = False,
+        labelled: float = 1.0,
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -82,18 +104,20 @@ class SkeletonData(pl.LightningDataModule):
         return self._splits[name]
 
     def training_clips(self) -> SkeletonDataset:
-        """What training batches are drawn from: the training split, or its whole clips.
+        """What training batches are drawn from: the training split or its whole clips, or the labelled share of them.
 
         Raises:
             ValueError: there are no whole clips of this source; else as `split`.
         """
-        if not self.hparams["whole_clips"]:
-            return self.split("train")
-        if self.hparams["source"] != "nw_ucla":
+        whole = self.hparams["whole_clips"]
+        if whole and self.hparams["source"] != "nw_ucla":
             raise ValueError(f"data.whole_clips: expected false for {self.hparams['source']}, got true")
-        if "whole" not in self._splits:
-            self._splits["whole"] = self._load("train", None)
-        return self._splits["whole"]
+        if "training" not in self._splits:
+            clips = self._load("train", None) if whole else self.split("train")
+            if (share := self.hparams["labelled"]) != 1:
+                clips = clips.subset(labelled_subset(clips.labels, share, self.hparams["seed"]))
+            self._splits["training"] = clips
+        return self._splits["training"]
 
     def _load(self, split: str, frames: int | None) -> SkeletonDataset:
         source, folder = self.hparams["source"], self.hparams["folder"]

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import torch
 from skelops.methods.encoders import Encoder
-from skelops.methods.framework import Framework
+from skelops.methods.momentum_contrast import MomentumContrast, released_or_default
 from torch import Generator, Tensor, nn
-from torch.nn.functional import normalize
 
-import skelops
 from skelops.augment import skelemix
-from skelops.nn import MomentumEncoder, MomentumQueue
 
 
 def projector(features: int, embedding: int) -> nn.Sequential:
@@ -24,27 +21,7 @@ def projector(features: int, embedding: int) -> nn.Sequential:
     )
 
 
-def default_init(module: nn.Module) -> None:
-    """PyTorch's default initialisation drawn anew, to be passed to `nn.Module.apply`."""
-    reset = getattr(module, "reset_parameters", None)
-    if reset is not None:
-        reset()
-
-
-def released_init(module: nn.Module) -> None:
-    """Initialisation of the released trainer, to be passed to `nn.Module.apply`: weights N(0, 0.02), biases 0, and
-    weights of normalisations N(1, 0.02)."""
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.normal_(module.weight, 0.0, 0.02)
-    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 1.0, 0.02)
-    else:
-        return
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)
-
-
-class SkeleMixCLR(Framework):
+class SkeleMixCLR(MomentumContrast):
     """SkeleMixCLR and SkeleMixCLR+.
 
     With unit embeddings q (query), p and c (inside and outside the paste of the mixed query, through mask pooling),
@@ -67,8 +44,7 @@ class SkeleMixCLR(Framework):
         momentum: of the key encoder.
         mixes: mixed versions of the query per step; 1 in SkeleMixCLR, 3 in SkeleMixCLR+.
         plus: SkeleMixCLR+, the sum over mixes; False takes their mean.
-        copy_after_init: start the key encoder as a copy of the query encoder. False is the released behaviour, where
-            the trainer draws the weights of both anew after the copy.
+        copy_after_init: see `MomentumContrast`.
         released_weights: draw the first weights as the released trainer does, from N(0, 0.02), which learns more slowly
             in short runs than PyTorch's default.
     """
@@ -85,18 +61,12 @@ class SkeleMixCLR(Framework):
         copy_after_init: bool = True,
         released_weights: bool = False,
     ) -> None:
-        super().__init__()
         if mixes < 1:
             raise ValueError(f"mixes: expected at least 1, got {mixes}")
-        self.temperature, self.mixes, self.plus = temperature, mixes, plus
         encoder.fc = projector(encoder.feature_dim, embedding)
-        if released_weights:
-            encoder.apply(released_init)
-        self.encoder_q = encoder
-        self.encoder_k = MomentumEncoder(encoder, momentum)
-        if not copy_after_init:
-            self.encoder_k.apply(released_init if released_weights else default_init)
-        self.queue = MomentumQueue(embedding, queue_size)
+        initialise = released_or_default(released_weights)
+        super().__init__(encoder, embedding, queue_size, temperature, momentum, copy_after_init, initialise)
+        self.mixes, self.plus = mixes, plus
 
     def forward(self, query: Tensor, key: Tensor, generator: Generator | None = None) -> dict[str, Tensor]:
         """Losses of a step on two views (N, C, T, V, M); the generator draws the mixes.
@@ -110,25 +80,13 @@ class SkeleMixCLR(Framework):
         q = self.encoder_q(query)
         pasted = [self.encoder_q(mix.clips, mix.mask) for mix in mixes]
 
-        # The momentum update comes before the keys (released `forward`).
-        self.encoder_k.update(self.encoder_q)
-        k = normalize(self.encoder_k(key), dim=1)
-
-        # All terms share one pass over the queue. L_ins has no extra negative: in its place stands the zero vector,
-        # whose logit is 0, and the exp(0) = 1 that it adds to the sum of exponentials is taken out again.
+        (k,) = self.keys(key)
         anchors = torch.stack([q, *(anchor for pair in pasted for anchor in pair)])
         positives = torch.stack([k, *(positive for mix in mixes for positive in (k[mix.partner], k))])
-        others = torch.stack([torch.zeros_like(q), *(other.detach() for p, c in pasted for other in (c, p))])
-        loss, lse, rank = skelops.info_nce(
-            anchors,
-            positives,
-            self.queue.queue.t(),
-            self.temperature,
-            extra_negatives=others[..., None, :],
-            reduction="none",
-        )
-        instance = (loss[0] + torch.log1p(-torch.exp(-lse[0]))).mean()
-        trimmed, truncated = loss[1:].unflatten(0, (-1, 2)).mean((0, 2))
+        others = torch.stack([other.detach() for p, c in pasted for other in (c, p)])
+        losses, accuracy = self.contrast(anchors, positives, others)
+        instance = losses[0]
+        trimmed, truncated = losses[1:].unflatten(0, (-1, 2)).mean(0)
 
         # Only the keys enter the queue, and only after the logits.
         self.queue.enqueue_(k)
@@ -138,5 +96,5 @@ class SkeleMixCLR(Framework):
             "loss_instance": instance.detach(),
             "loss_trimmed": trimmed.detach(),
             "loss_truncated": truncated.detach(),
-            "accuracy": (rank[0] == 0).float().mean(),
+            "accuracy": accuracy,
         }

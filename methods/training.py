@@ -10,10 +10,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from skelops.methods.framework import Framework
+from skelops.methods.framework import Batch, Framework
 from torch import Tensor, nn
 
-from skelops.augment import RandomViews
+from skelops.augment import MaskedViews, RandomViews
 
 PUBLISHED_VIEWS = RandomViews()
 
@@ -49,7 +49,7 @@ class Training(pl.LightningModule):
     def __init__(
         self,
         framework: Framework,
-        views: RandomViews = PUBLISHED_VIEWS,
+        views: RandomViews | MaskedViews = PUBLISHED_VIEWS,
         optimizer: OptimizerCallable = sgd,
         decay: list[int] | Literal["cosine"] = [],  # noqa: B006 - never written to
         warmup: float = 0,
@@ -76,13 +76,16 @@ class Training(pl.LightningModule):
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(self._random_state["cuda"], self.device)
 
-    def step(self, clips: Tensor, labels: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
-        """Losses on a batch of clips (N, 3, T, V, M) with labels (N,) and, where they differ, lengths (N,)."""
-        return self.framework.step(lambda: self.views(clips, self.generator, lengths), labels, self.generator)
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses on a batch."""
+        return self.framework.step(
+            batch, lambda clips: self.views(clips, self.generator, batch.lengths), self.generator
+        )
 
     def training_step(self, batch: tuple[Tensor, Tensor, list[int], Tensor], batch_index: int) -> Tensor:
-        clips, labels, _, lengths = batch
-        losses = self.step(clips, labels, lengths)
+        clips, labels, indices, lengths = batch
+        self.framework.progress = self.trainer.global_step / self.trainer.estimated_stepping_batches
+        losses = self.step(Batch(clips, labels, torch.tensor(indices, device=clips.device), lengths))
         for name, value in losses.items():
             shown = name in ("loss", "accuracy")
             self.log(name, value.detach(), on_step=True, on_epoch=True, prog_bar=shown, batch_size=len(batch[0]))

@@ -70,8 +70,11 @@ class CTRGCN(nn.Module):
         for i, (inputs, outputs, stride) in enumerate(ten_blocks(in_channels, width)):
             self.add_module(f"l{i + 1}", Unit(inputs, outputs, A, stride, i > 0))
 
-    def forward(self, clips: Tensor) -> Tensor:
+    def feature_map(self, clips: Tensor) -> Tensor:
         x = normalized_bodies(clips, self.data_bn)
         for i in range(1, 11):
             x = getattr(self, f"l{i}")(x)
-        return pooled(x, clips.shape[4])
+        return x
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return pooled(self.feature_map(clips), clips.shape[4])

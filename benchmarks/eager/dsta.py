@@ -68,9 +68,12 @@ class DSTA(nn.Module):
             for inputs, outputs in zip([width, *widths], widths, strict=False)
         )
 
-    def forward(self, clips: Tensor) -> Tensor:
+    def feature_map(self, clips: Tensor) -> Tensor:
         N, C, T, V, M = clips.shape
         x = self.input_map(clips.permute(0, 4, 1, 2, 3).contiguous().view(N * M, C, T, V))
         for block in self.graph_layers:
             x = block(x)
-        return pooled(x, M)
+        return x
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return pooled(self.feature_map(clips), clips.shape[4])

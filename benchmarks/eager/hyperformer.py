@@ -85,8 +85,11 @@ class Hyperformer(nn.Module):
                 f"l{i + 1}", Unit(dim if i else in_channels, dim, layout, heads, stride=2 if i in (4, 7) else 1)
             )
 
-    def forward(self, clips: Tensor) -> Tensor:
+    def feature_map(self, clips: Tensor) -> Tensor:
         x = normalized_bodies(clips, self.data_bn)
         for i in range(1, 11):
             x = getattr(self, f"l{i}")(x)
-        return pooled(x, clips.shape[4])
+        return x
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return pooled(self.feature_map(clips), clips.shape[4])

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Timer
 from rich.console import Console
 from rich.table import Table
+from skelops.methods.framework import Batch
 from skelops.methods.commands.eval import compare, write_results
 from skelops.methods.commands.train import TrainCLI, build
 from skelops.methods.evaluation import Evaluation, LinearProbe
@@ -47,7 +48,7 @@ def _training_step(model: Training, optimizer: torch.optim.Optimizer, clips: Ten
     """Seconds of one training step."""
     start = time.perf_counter()
     optimizer.zero_grad()
-    model.step(clips, labels)["loss"].backward()
+    model.step(Batch(clips, labels, torch.arange(len(clips), device=clips.device)))["loss"].backward()
     optimizer.step()
     return time.perf_counter() - start
 

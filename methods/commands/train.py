@@ -20,6 +20,7 @@ from skelops.methods.callbacks import AccuracyMonitor, EpochLines, KNNMonitor
 from skelops.methods.checkpoint import check_weights, read_checkpoint
 from skelops.methods.data_module import SkeletonData
 from skelops.methods.report import claim_folder, write_summary
+from skelops.methods.std_cl import STDCL
 from skelops.methods.supervised import Supervised
 from skelops.methods.training import Training
 
@@ -141,13 +142,15 @@ class TrainCLI(LightningCLI):
     def _check_data(self) -> None:
         """Reads the data, and sees whether the model and its views fit them."""
         framework, test = self.model.framework, self.datamodule.split("test")
-        self.datamodule.training_clips()
+        clips = len(self.datamodule.training_clips())
         if framework.encoder_q.layout.name != test.layout:
             raise ValueError(
                 f"model.framework.encoder.layout: expected {test.layout}, got {framework.encoder_q.layout.name}"
             )
         if isinstance(framework, Supervised) and framework.num_classes != test.num_classes:
             raise ValueError(f"model.framework.num_classes: expected {test.num_classes}, got {framework.num_classes}")
+        if isinstance(framework, STDCL) and framework.clips != clips:
+            raise ValueError(f"model.framework.clips: expected {clips}, the training clips, got {framework.clips}")
         if self.datamodule.hparams["whole_clips"] and not self.model.views.frames:
             raise ValueError("model.views.frames: expected the frames to draw of data.whole_clips, got 0")
 

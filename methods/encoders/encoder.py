@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import skelops
 from skelops.graphs import Layout, get_layout
+from skelops.ops.squeeze_pool import SqueezePool
 
 
 @contextmanager
@@ -49,6 +50,8 @@ class Encoder(nn.Module, ABC):
 
     #: Frames of the clip per frame of the last map.
     temporal_stride = 4
+    #: Whether the features are the pooled last map.
+    pools_its_map = True
 
     def __init__(self, layout: str | Layout, in_channels: int, feature_dim: int, /, **arguments: Any) -> None:
         super().__init__()
@@ -66,11 +69,38 @@ class Encoder(nn.Module, ABC):
         """Pooled features (N, feature_dim): mean over frames and joints, then over bodies."""
         return skelops.squeeze_pool(self.feature_map(clips), bodies=clips.shape[4]).mean
 
+    @property
+    def map_channels(self) -> int:
+        """Channels of the last map."""
+        return self.feature_dim
+
+    def check_pools_its_map(self, method: str) -> None:
+        """Refuses an encoder for a method that pools the last map in its own way to get features.
+
+        Raises:
+            ValueError: the features of this encoder are not its pooled last map.
+        """
+        if not self.pools_its_map:
+            raise ValueError(
+                f"encoder: {method} pools parts of the last map, so it needs an encoder whose features are its pooled last"
+                f" map; those of {type(self).__name__} are not"
+            )
+
+    def features_and_squeezes(self, clips: Tensor) -> tuple[Tensor, SqueezePool]:
+        """Features (N, feature_dim), and the last map squeezed over joints, over frames and over both, averaged over
+        bodies: frames (N, map_channels, T'), joints (N, map_channels, V), mean (N, map_channels)."""
+        pooled = skelops.squeeze_pool(self.feature_map(clips), bodies=clips.shape[4])
+        return pooled.mean, pooled
+
     def masked_features(self, clips: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, feature_dim) inside and outside a mask (frames, V) of the last map.
 
         The spatio-temporal mask pooling of SkeleMixCLR; each is the mean over its own cells, then over bodies.
+
+        Raises:
+            ValueError: the features of this encoder are not its pooled last map.
         """
+        self.check_pools_its_map("mask pooling")
         bodies = clips.shape[4]
         inside, outside = skelops.mask_pool(self.feature_map(clips), mask)
         return inside.unflatten(0, (-1, bodies)).mean(1), outside.unflatten(0, (-1, bodies)).mean(1)

@@ -7,8 +7,10 @@ from skelops.methods.encoders.encoder import Encoder
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d, relu
 
+import skelops
 from skelops.graphs import Layout
 from skelops.nn import TemporalConv
+from skelops.ops.squeeze_pool import SqueezePool
 
 
 class HCN(Encoder):
@@ -33,6 +35,7 @@ class HCN(Encoder):
     """
 
     temporal_stride = 1
+    pools_its_map = False
 
     def __init__(
         self,
@@ -72,24 +75,38 @@ class HCN(Encoder):
         self._check(clips)
         return self._per_joint(self._bodies(clips, None), "")
 
+    @property
+    def map_channels(self) -> int:
+        """The frames, which are channels in the last map."""
+        return self.frames
+
     def features(self, clips: Tensor) -> Tensor:
         """Features (N, feature_dim)."""
+        return self._features_and_map(clips)[0]
+
+    def features_and_squeezes(self, clips: Tensor) -> tuple[Tensor, SqueezePool]:
+        """Features, and the squeezes of `feature_map`."""
+        features, last = self._features_and_map(clips)
+        return features, skelops.squeeze_pool(last, bodies=clips.shape[4])
+
+    def _features_and_map(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         N, C, T, V, M = self._check(clips)
         if self.frames != T:
             raise ValueError(f"clips: expected {self.frames} frames, got {T}")
         positions = clips.permute(0, 4, 1, 2, 3).reshape(N * M, C, T, V)
         motion = interpolate(positions[:, :, 1:] - positions[:, :, :-1], size=(T, V), mode="bilinear")
-        branches = []
+        branches, maps = [], []
         for suffix, x in (("", positions), ("m", motion)):
             # Joints become channels: (N * M, V, T, frames).
-            y = self._per_joint(x.contiguous(memory_format=torch.channels_last), suffix).permute(0, 3, 2, 1)
+            maps.append(self._per_joint(x.contiguous(memory_format=torch.channels_last), suffix))
+            y = maps[-1].permute(0, 3, 2, 1)
             y = max_pool2d(self.get_submodule(f"conv3{suffix}.0")(y.contiguous(memory_format=torch.channels_last)), 2)
             branches.append(max_pool2d(self.dropout(self.get_submodule(f"conv4{suffix}.0")(y)), 2))
         y = torch.cat(branches, dim=1)
         for name in ("conv5", "conv6"):
             y = max_pool2d(self.dropout(relu(self.get_submodule(f"{name}.0")(y))), 2)
         linear = self.fc7["0"]
-        return self.feature_dropout(relu(linear(y.unflatten(0, (N, M)).amax(1).flatten(1))))
+        return self.feature_dropout(relu(linear(y.unflatten(0, (N, M)).amax(1).flatten(1)))), maps[0]
 
     def _per_joint(self, x: Tensor, suffix: str) -> Tensor:
         first, second = self.get_submodule(f"conv1{suffix}.0"), self.get_submodule(f"conv2{suffix}")

@@ -7,7 +7,9 @@ from skelops.methods.encoders.ctr_gcn import ctr_unit
 from skelops.methods.encoders.encoder import Encoder
 from torch import Tensor, nn
 
+import skelops
 from skelops.graphs import Layout, adjacency
+from skelops.ops.squeeze_pool import SqueezePool
 
 
 class Trunk(nn.Module):
@@ -55,6 +57,7 @@ class SCDEncoder(Encoder):
     """
 
     temporal_stride = 1
+    pools_its_map = False
 
     def __init__(
         self,
@@ -91,21 +94,31 @@ class SCDEncoder(Encoder):
         """The last map of the temporal branch, (N * M, width, T, V), clip-major."""
         return self._trunk(self.gcn_t, clips)
 
-    def branch_features(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of time and of space, (N, hidden_dim) each."""
+    @property
+    def map_channels(self) -> int:
+        """Width of the trunks."""
+        return self.arguments["width"]
+
+    def features(self, clips: Tensor) -> Tensor:
+        """Features (N, 2 hidden_dim) of both branches."""
+        return self._features_and_map(clips)[0]
+
+    def features_and_squeezes(self, clips: Tensor) -> tuple[Tensor, SqueezePool]:
+        """Features, and the squeezes of `feature_map`."""
+        features, last = self._features_and_map(clips)
+        return features, skelops.squeeze_pool(last, bodies=clips.shape[4])
+
+    def _features_and_map(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         N, _, T, V, M = self._check(clips)
         if self.frames != T:
             raise ValueError(f"clips: expected {self.frames} frames, got {T}")
         # Rows of maps are (n, m, t, v) with channels along them, so that tokens are copied in long pieces.
-        of_time = self._trunk(self.gcn_t, clips).permute(0, 2, 3, 1).reshape(N, M, T, -1).transpose(1, 2)
+        last = self.feature_map(clips)
+        of_time = last.permute(0, 2, 3, 1).reshape(N, M, T, -1).transpose(1, 2)
         of_space = self._trunk(self.gcn_s, clips).permute(0, 3, 2, 1).reshape(N, M * V, -1)
         v_t = self.t_encoder(self.channel_t(of_time.reshape(N, T, -1))).amax(1)
         v_s = self.s_encoder(self.channel_s(of_space)).amax(1)
-        return v_t, v_s
-
-    def features(self, clips: Tensor) -> Tensor:
-        """Features (N, 2 hidden_dim) of both branches."""
-        return torch.cat(self.branch_features(clips), dim=1)
+        return torch.cat([v_t, v_s], dim=1), last
 
     def _trunk(self, trunk: Trunk, clips: Tensor) -> Tensor:
         x = self._bodies(clips, trunk.data_bn, together=True)

@@ -65,3 +65,9 @@ class SkeletonDataset(Dataset[tuple[Tensor, Tensor, int, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int, Tensor]:
         return self.clips[index], self.labels[index], index, self.lengths[index]
+
+    def subset(self, indices: Tensor) -> "SkeletonDataset":
+        """The clips of these indices (n,), in their order; an item's index is then its place among them."""
+        return SkeletonDataset(
+            self.clips[indices], self.labels[indices], self.layout, self.class_names, self.lengths[indices]
+        )

@@ -107,14 +107,15 @@ def normalize_scale(clips: Tensor, layout: str | Layout) -> Tensor:
     return clips / torch.where(mean > 0, mean, 1)[:, None, None, None, None]
 
 
-def resize(clips: Tensor, lengths: Tensor, frames: int) -> Tensor:
-    """Resample the first `lengths[n]` frames of each clip to `frames` by linear interpolation between frame centres.
+def resize(clips: Tensor, lengths: Tensor, frames: int, starts: Tensor | None = None) -> Tensor:
+    """Resample `lengths[n]` frames of each clip to `frames` by linear interpolation between frame centres.
 
     Frame t of the result lies at (t + 1/2) lengths[n] / frames - 1/2 of the clip, held inside its ends: half-pixel
     resizing, as cv2.resize and torch's interpolate(align_corners=False) do. A one-frame clip is repeated.
 
     Args:
         clips: (N, C, T, V, M). lengths: (N,) integers from 1 to T. frames: at least 1.
+        starts: (N,) integers, the first of these frames, from 0 to T - lengths[n]; None: 0.
     """
     lengths = _check_lengths(clips, lengths, frames)
     steps = torch.arange(frames, device=clips.device)
@@ -123,7 +124,10 @@ def resize(clips: Tensor, lengths: Tensor, frames: int) -> Tensor:
     position = ((steps + 0.5).double() * lengths / frames - 0.5).clamp(min=0).minimum(last)
     before = position.floor().long()
     weight = (position - before).to(clips.dtype)[:, None, :, None, None]
-    return torch.lerp(_take_frames(clips, before), _take_frames(clips, (before + 1).minimum(last)), weight)
+    after = (before + 1).minimum(last)
+    if starts is not None:
+        before, after = before + starts[:, None], after + starts[:, None]
+    return torch.lerp(_take_frames(clips, before), _take_frames(clips, after), weight)
 
 
 def uniform_frames(clips: Tensor, lengths: Tensor, frames: int) -> Tensor:
@@ -196,7 +200,11 @@ def bone_stream(clips: Tensor, layout: str | Layout) -> Tensor:
     return clips - clips[:, :, :, torch.tensor(layout.parents, device=clips.device)]
 
 
-def motion_stream(clips: Tensor) -> Tensor:
-    """motion[t] = x[t+1] - x[t]; the last frame is zero."""
+def motion_stream(clips: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """motion[t] = x[t+1] - x[t]; the last frame is zero, of clips with `lengths` (N,) the last of these and all after."""
     _check(clips)
-    return torch.cat([clips.diff(dim=2), torch.zeros_like(clips[:, :, :1])], 2)
+    motion = torch.cat([clips.diff(dim=2), torch.zeros_like(clips[:, :, :1])], 2)
+    if lengths is None:
+        return motion
+    inside = torch.arange(clips.shape[2], device=clips.device) < lengths[:, None] - 1
+    return torch.where(inside[:, None, :, None, None], motion, 0)

@@ -1,0 +1,141 @@
+"""Views of SCD-Net: cropped, resized, turned, flipped and sheared clips, with joints and frames masked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from ..data.transforms import random_shear, resize
+from ..graphs import Layout, adjacency, get_layout
+
+
+def _uniform(clips: Tensor, generator: Generator | None, *sizes: int) -> Tensor:
+    return torch.rand(len(clips), *sizes, generator=generator, device=clips.device, dtype=clips.dtype)
+
+
+def random_crop_resize(
+    clips: Tensor,
+    lengths: Tensor,
+    frames: int,
+    generator: Generator | None = None,
+    ratio: tuple[float, float] = (0.1, 1.0),
+) -> Tensor:
+    """A run of every clip's frames, resized to ``frames``: its length is a share of the clip's from U(ratio), but at
+    least ``frames`` where the clip has so many, and its start is drawn uniformly.
+
+    Args:
+        clips: (N, C, T, V, M). lengths: (N,) integers from 1 to T.
+    """
+    share = ratio[0] + (ratio[1] - ratio[0]) * _uniform(clips, generator)
+    length = (lengths * share).long().clamp(min=frames).minimum(lengths)
+    start = (_uniform(clips, generator).double() * (lengths - length + 1)).long()
+    return resize(clips, length, frames, start)
+
+
+def random_main_rotation(
+    clips: Tensor, generator: Generator | None = None, degrees: float = 30.0, others: float = 1.0
+) -> Tensor:
+    """Rotate every clip (N, 3, T, V, M) about all three axes: about one of them, drawn at random, by an angle from
+    U(0, degrees), about the other two from U(0, others)."""
+    main = torch.randint(3, (len(clips), 1), generator=generator, device=clips.device)
+    most = torch.where(torch.arange(3, device=clips.device) == main, degrees, others)
+    angle = torch.deg2rad(_uniform(clips, generator, 3) * most.to(clips.dtype))
+    matrix = torch.eye(3, device=clips.device, dtype=clips.dtype).expand(len(clips), 3, 3)
+    for axis in range(3):
+        first, second = (axis + 1) % 3, (axis + 2) % 3
+        turn = torch.eye(3, device=clips.device, dtype=clips.dtype).repeat(len(clips), 1, 1)
+        cosine, sine = angle[:, axis].cos(), angle[:, axis].sin()
+        turn[:, first, first] = turn[:, second, second] = cosine
+        turn[:, first, second], turn[:, second, first] = -sine, sine
+        matrix = turn @ matrix
+    return torch.bmm(matrix, clips.flatten(2)).view_as(clips)
+
+
+def flip(clips: Tensor, layout: str | Layout) -> Tensor:
+    """Left and right joints change places; coordinates stay (released)."""
+    return clips[:, :, :, torch.tensor(get_layout(layout).flip, device=clips.device)]
+
+
+def structural_mask(
+    clips: Tensor, layout: str | Layout, generator: Generator | None = None, seeds: int = 5, masked: int = 8
+) -> Tensor:
+    """Zero ``masked`` joints of every clip in all frames and bodies: those that are most often reached by two steps
+    along bones (or none) from ``seeds`` joints drawn with replacement; of equal ones the higher number.
+
+    Source: Wu et al., SCD-Net, structurally guided spatial masking (section 3.3).
+    """
+    layout = get_layout(layout)
+    near = (adjacency(layout, "agcn") > 0).any(0).to(clips.device, torch.float32)
+    chosen = torch.randint(layout.num_joints, (len(clips), seeds), generator=generator, device=clips.device)
+    reached = (near @ near)[chosen].sum(1)
+    order = reached.argsort(dim=1, stable=True)
+    hidden = torch.zeros_like(reached, dtype=torch.bool).scatter_(1, order[:, layout.num_joints - masked :], True)
+    return clips.masked_fill(hidden[:, None, None, :, None], 0)
+
+
+def temporal_mask(clips: Tensor, generator: Generator | None = None, segments: int = 16, masked: int = 6) -> Tensor:
+    """Cut every clip into ``segments`` of equal length, the last ones shorter, and zero ``masked`` of them at random.
+
+    Source: Wu et al., SCD-Net, random temporal masking (section 3.3).
+    """
+    hidden = _uniform(clips, generator, segments).argsort(1).argsort(1) < masked
+    frames = clips.shape[2]
+    of_frame = torch.arange(frames, device=clips.device) // -(-frames // segments)
+    return clips.masked_fill(hidden[:, of_frame][:, None, :, None, None], 0)
+
+
+@dataclass(frozen=True)
+class MaskedViews:
+    """Draws a view of SCD-Net: a crop resized to ``frames``, then each with probability one half and in this order:
+    `random_main_rotation`, `flip`, a shear of U(-1, 1), `structural_mask`, `temporal_mask`.
+
+    Args:
+        layout: of the joints.
+        frames: of a view.
+        probability: of each step.
+        degrees: largest angle about the main axis.
+        shear: largest off-diagonal of the shear matrix.
+        joints: joints that the structural mask hides.
+        segments: of 16 parts of the clip, how many the temporal mask hides.
+    """
+
+    layout: str = "ntu"
+    frames: int = 64
+    probability: float = 0.5
+    degrees: float = 30.0
+    shear: float = 1.0
+    joints: int = 8
+    segments: int = 6
+
+    def __post_init__(self) -> None:
+        joints = get_layout(self.layout).num_joints
+        if self.frames < 1:
+            raise ValueError(f"frames: expected at least 1, got {self.frames}")
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"probability: expected 0 to 1, got {self.probability}")
+        if not 0 <= self.joints < joints:
+            raise ValueError(f"joints: expected 0 to {joints - 1}, got {self.joints}")
+        if not 0 <= self.segments < 16:
+            raise ValueError(f"segments: expected 0 to 15, got {self.segments}")
+
+    def __call__(self, clips: Tensor, generator: Generator | None = None, lengths: Tensor | None = None) -> Tensor:
+        """One view of every clip (N, 3, T, V, M), (N, 3, frames, V, M); the generator is of the clips' device.
+
+        Args:
+            lengths: (N,) integers, frames of every clip; None means all T.
+        """
+        if lengths is None:
+            lengths = torch.full((len(clips),), clips.shape[2], device=clips.device)
+        view = random_crop_resize(clips, lengths, self.frames, generator)
+        for changed in (
+            lambda x: random_main_rotation(x, generator, self.degrees),
+            lambda x: flip(x, self.layout),
+            lambda x: random_shear(x, generator, self.shear),
+            lambda x: structural_mask(x, self.layout, generator, masked=self.joints),
+            lambda x: temporal_mask(x, generator, masked=self.segments),
+        ):
+            taken = _uniform(view, generator) < self.probability
+            view = torch.where(taken[:, None, None, None, None], changed(view), view)
+        return view
