@@ -21,6 +21,8 @@ from skelops import _native
 from skelops.info import processor
 
 Run = Callable[[], Any]
+#: glibc's number of the size from which blocks are mapped by themselves.
+MMAP_THRESHOLD = -3
 #: Seconds of one run.
 Clock = Callable[[Run], float]
 
@@ -187,17 +189,22 @@ def peak_megabytes(run: Run) -> float | None:
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not reset.exists():
         return None
-    run()
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # freed memory goes back, so that reusing it counts
+    libc = ctypes.CDLL(None)
+    # Large blocks come from the system and go back to it at once: what earlier runs left in a heap full of holes would
+    # hide what this one takes.
+    libc.mallopt(MMAP_THRESHOLD, 2**20)
     try:
+        run()
+        gc.collect()
+        libc.malloc_trim(0)
         reset.write_text("5")
+        before = int(dict(re.findall(r"^(VmRSS):\s+(\d+) kB", status.read_text(), re.M))["VmRSS"])
+        run()
+        after = int(dict(re.findall(r"^(VmHWM):\s+(\d+) kB", status.read_text(), re.M))["VmHWM"])
     except OSError:
         return None
-    fields = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB", status.read_text(), re.M))
-    before = int(fields["VmRSS"])
-    run()
-    after = int(dict(re.findall(r"^(VmHWM):\s+(\d+) kB", status.read_text(), re.M))["VmHWM"])
+    finally:
+        libc.mallopt(MMAP_THRESHOLD, 32 * 2**20)  # where glibc's own adaptation ends
     return max(0, after - before) / 1024
 
 

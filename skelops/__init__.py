@@ -14,6 +14,7 @@ from skelops.ops.joint_attention import joint_attention
 from skelops.ops.mask_pool import mask_pool
 from skelops.ops.multi_scale_conv import multi_scale_conv
 from skelops.ops.norm_act import norm_act
+from skelops.ops.nt_xent import nt_xent
 from skelops.ops.queue_attention import queue_attention
 from skelops.ops.squeeze_pool import squeeze_pool
 from skelops.ops.temporal_conv import temporal_conv
@@ -36,6 +37,7 @@ __all__ = [
     "mask_pool",
     "multi_scale_conv",
     "norm_act",
+    "nt_xent",
     "queue_attention",
     "squeeze_pool",
     "temporal_conv",

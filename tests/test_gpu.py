@@ -160,6 +160,10 @@ CASES: dict[str, tuple[Callable[..., Any], Make]] = {
         skelops.info_nce,
         lambda B, dtype: (_vectors(B, dtype).requires_grad_(), _vectors(B, dtype), _vectors(200, dtype).T.contiguous()),
     ),
+    "nt_xent": (
+        lambda tokens: skelops.nt_xent(tokens, [(0, 1), (2, 1)]),
+        lambda B, dtype: (torch.randn(3, B, 7, 16).to(dtype).requires_grad_(),),
+    ),
     "enqueue_": (
         _enqueue,
         lambda B, dtype: (torch.randn(16, 40).to(dtype), _vectors(B, dtype), torch.full((1,), 38, dtype=torch.int64)),
