@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from skelops.methods import SDSCL, STDCL, SCDNet, SkeAttnCLR, SkeleMixCLR, encoders
 from torch import Tensor, nn
 
 from benchmarks import eager
 from benchmarks.case import GPU_DTYPES, Case, Work
 from benchmarks.eager import frameworks, sds_cl, std_cl
 from skelops.augment import skelemix
+from skelops.methods import SDSCL, STDCL, SCDNet, SkeAttnCLR, SkeleMixCLR, encoders
 
 FRAMES, EMBEDDING = 64, 128
 

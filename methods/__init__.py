@@ -12,4 +12,4 @@ from skelops.methods.skeleton_clr import SkeletonCLR
 from skelops.methods.std_cl import STDCL
 from skelops.methods.supervised import Supervised
 
-__all__ = ["SCDNet", "SDSCL", "STDCL", "STGCN", "SkeAttnCLR", "SkeleMixCLR", "SkeletonCLR", "Supervised"]
+__all__ = ["SDSCL", "STDCL", "STGCN", "SCDNet", "SkeAttnCLR", "SkeleMixCLR", "SkeletonCLR", "Supervised"]

@@ -42,8 +42,8 @@ class ShuffledBatches(Sampler[list[int]]):
 
 
 def labelled_subset(labels: Tensor, share: float, seed: int = 0) -> Tensor:
-    """Indices (sorted) of a share of the clips of every class: ``round(share * clips)`` of them, but at least one, drawn
-    at random.
+    """Indices (sorted) of a share of the clips of every class, drawn at random: ``round(share * clips)`` of them, but
+    at least one.
 
     Raises:
         ValueError: ``share`` is not above 0 and at most 1.

@@ -6,8 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from skelops.methods.encoders import Encoder
 from torch import Generator, Tensor, nn
+
+from skelops.methods.encoders import Encoder
 
 
 class Batch(NamedTuple):

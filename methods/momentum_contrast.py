@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from skelops.methods.encoders import Encoder
-from skelops.methods.framework import Framework
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import skelops
+from skelops.methods.encoders import Encoder
+from skelops.methods.framework import Framework
 from skelops.nn import MomentumEncoder, MomentumQueue
 
 
@@ -40,7 +40,7 @@ def released_or_default(released_weights: bool) -> Callable[[nn.Module], None]:
 
 
 class MomentumContrast(Framework):
-    """Query encoder, key encoder and queues of MoCo (He et al., CVPR 2020), as SkeletonCLR and its descendants use them.
+    """Query encoder, key encoder and queues of MoCo (He et al., CVPR 2020), as SkeletonCLR and its heirs use them.
 
     Args:
         encoder: the query encoder with its projector as ``fc``.
@@ -82,7 +82,7 @@ class MomentumContrast(Framework):
             self.add_module(name, MomentumQueue(embedding, queue_size))
 
     def keys(self, clips: Tensor) -> tuple[Tensor, ...]:
-        """Unit keys (N, D) of a view, one of each projector, without gradient. The key encoder takes its step before."""
+        """Unit keys (N, D) of a view, of each projector, without gradient; the key encoder takes its step before."""
         self.encoder_k.update(self.encoder_q)
         keys = self.encoder_k(clips)
         return tuple(normalize(key, dim=1) for key in ([keys] if isinstance(keys, Tensor) else keys))

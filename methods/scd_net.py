@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import torch
-from skelops.methods.encoders import SCDEncoder
-from skelops.methods.momentum_contrast import MomentumContrast
 from torch import Generator, Tensor, nn
 
 import skelops
+from skelops.methods.encoders import SCDEncoder
+from skelops.methods.momentum_contrast import MomentumContrast
 from skelops.nn import MomentumQueue
 from skelops.ops.info_nce import InfoNCE
 
@@ -38,8 +38,8 @@ class DomainProjectors(nn.Module):
 
 
 class SCDNet(MomentumContrast):
-    """SCD-Net: contrast across domains. With embeddings q and keys k of time (t), space (s) and both (i), and a queue of
-    each, every term is InfoNCE at one temperature::
+    """SCD-Net: contrast across domains. With embeddings q and keys k of time (t), space (s) and both (i), and a queue
+    of each, every term is InfoNCE at one temperature::
 
         L = CE(q_t, k_i, Q_i) + CE(q_s, k_i, Q_i) + CE(q_i, k_t, Q_t) + CE(q_i, k_s, Q_s)
 

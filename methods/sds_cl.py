@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from skelops.methods.encoders import Encoder
-from skelops.methods.framework import Batch, Framework
 from torch import Generator, Tensor, nn
 
 import skelops
 from skelops.data.transforms import motion_stream
+from skelops.methods.encoders import Encoder
+from skelops.methods.framework import Batch, Framework
 from skelops.nn import TemporalConv
 from skelops.nn.scaled import ConvNorm, initialise, join
 from skelops.ops.squeeze_pool import SqueezePool

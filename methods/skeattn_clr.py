@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 
 import torch
-from skelops.methods.encoders import Encoder
-from skelops.methods.momentum_contrast import MomentumContrast, released_or_default
-from skelops.methods.skelemix_clr import projector
 from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
 import skelops
 from skelops.augment import skelemix
+from skelops.methods.encoders import Encoder
+from skelops.methods.momentum_contrast import MomentumContrast, released_or_default
+from skelops.methods.skelemix_clr import projector
 
 
 class AttentionMask(nn.Module):

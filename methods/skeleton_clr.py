@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from skelops.methods.encoders import Encoder
-from skelops.methods.momentum_contrast import MomentumContrast, released_or_default
 from torch import Generator, Tensor, nn
 
 import skelops
+from skelops.methods.encoders import Encoder
+from skelops.methods.momentum_contrast import MomentumContrast, released_or_default
 
 
 class SkeletonCLR(MomentumContrast):
@@ -45,7 +45,7 @@ class SkeletonCLR(MomentumContrast):
         super().__init__(encoder, embedding, queue_size, temperature, momentum, copy_after_init, initialise)
 
     def forward(self, query: Tensor, key: Tensor, generator: Generator | None = None) -> dict[str, Tensor]:
-        """``loss`` of two views (N, C, T, V, M), and ``accuracy``, the share of queries whose key beats every negative."""
+        """``loss`` of two views (N, C, T, V, M), and ``accuracy``, the share of queries whose key is first."""
         q, (k,) = self.encoder_q(query), self.keys(key)
         result = skelops.info_nce(q, k, self.queue.queue.t(), self.temperature)
         self.queue.enqueue_(k)

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from skelops.methods.encoders import Encoder
-from skelops.methods.framework import Batch
-from skelops.methods.supervised import Supervised
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 import skelops
+from skelops.methods.encoders import Encoder
+from skelops.methods.framework import Batch
+from skelops.methods.supervised import Supervised
 from skelops.nn import MemoryBank
 
 

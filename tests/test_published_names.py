@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from skelops.methods import encoders
 from torch import Tensor
+
+from skelops.methods import encoders
 
 Entry = tuple[str, tuple[int, ...]]
 

@@ -6,10 +6,11 @@ import copy
 
 import pytest
 import torch
-from skelops.methods import STGCN, SCDNet
-from skelops.methods.encoders import SCDEncoder
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
+
+from skelops.methods import STGCN, SCDNet
+from skelops.methods.encoders import SCDEncoder
 
 
 def framework() -> SCDNet:

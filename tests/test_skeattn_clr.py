@@ -7,13 +7,13 @@ import math
 
 import pytest
 import torch
-from skelops.methods import STGCN, SkeAttnCLR
-from skelops.methods.encoders import HCN
-from skelops.methods.skeattn_clr import AttentionMask
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from skelops.augment import skelemix
+from skelops.methods import STGCN, SkeAttnCLR
+from skelops.methods.encoders import HCN
+from skelops.methods.skeattn_clr import AttentionMask
 
 
 def framework(layout: str = "ntu", **arguments: object) -> SkeAttnCLR:
@@ -92,9 +92,7 @@ def test_step_equals_the_formulas(layout: str, bodies: int, salience: float) -> 
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
     found["loss"].backward()
     expected["loss"].backward()
-    ours, theirs = (
-        torch.cat([p.grad.flatten() for p in m.parameters() if p.grad is not None]) for m in (model, twin)
-    )
+    ours, theirs = (torch.cat([p.grad.flatten() for p in m.parameters() if p.grad is not None]) for m in (model, twin))
     assert ours.shape == theirs.shape
     assert (ours - theirs).norm() < 1e-3 * theirs.norm()
 

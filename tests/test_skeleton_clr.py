@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 
 import torch
-from skelops.methods import STGCN, SkeletonCLR
 from torch.nn.functional import cross_entropy, normalize
+
+from skelops.methods import STGCN, SkeletonCLR
 
 
 def test_step_is_cross_entropy_of_the_logits() -> None:

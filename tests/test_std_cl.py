@@ -6,10 +6,11 @@ import copy
 
 import pytest
 import torch
-from skelops.methods import STDCL, Supervised, encoders
-from skelops.methods.encoders import Encoder
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize, softplus
+
+from skelops.methods import STDCL, Supervised, encoders
+from skelops.methods.encoders import Encoder
 
 SMALL = {"positives": 2, "hard_negatives": 3, "random_negatives": 2}
 ENCODERS = {
@@ -36,9 +37,7 @@ def mined(f: Tensor, label: Tensor, bank: Tensor, labels: Tensor, drawn: Tensor,
     s = bank @ f
     hard_positives = s[labels == label].sort().values[:2]
     hard = s[labels != label].sort(descending=True).values[:3]
-    terms = [
-        softplus(torch.logsumexp(negatives / tau, 0) - hard_positives / tau).mean() for negatives in (hard, drawn)
-    ]
+    terms = [softplus(torch.logsumexp(negatives / tau, 0) - hard_positives / tau).mean() for negatives in (hard, drawn)]
     return torch.stack(terms).mean()
 
 

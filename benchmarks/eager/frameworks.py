@@ -78,9 +78,7 @@ class SkeleMixCLR(MoCo):
         means = [(features * w).sum((2, 3)) / w.sum((2, 3)) for w in (weights, 1 - weights)]
         return [mean.view(-1, bodies, mean.shape[1]).mean(1) for mean in means]
 
-    def forward(
-        self, query: Tensor, key: Tensor, mixes: list[tuple[Tensor, Tensor, Tensor]]
-    ) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, mixes: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
         q = normalize(self.encoder_q.fc(self.encoder_q(query)), dim=1)
         pairs = []
         for clips, mask, _ in mixes:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from jsonargparse import ArgumentParser
 from rich.console import Console
+
+from skelops.cli import CommandError, user_errors
 from skelops.methods.checkpoint import load_encoder, read_checkpoint
 from skelops.methods.commands.train import quiet
 from skelops.methods.data_module import SkeletonData
@@ -22,8 +24,6 @@ from skelops.methods.report import (
     plot_confusion,
     write_summary,
 )
-
-from skelops.cli import CommandError, user_errors
 
 
 def _parser() -> ArgumentParser:

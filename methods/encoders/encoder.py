@@ -82,8 +82,8 @@ class Encoder(nn.Module, ABC):
         """
         if not self.pools_its_map:
             raise ValueError(
-                f"encoder: {method} pools parts of the last map, so it needs an encoder whose features are its pooled last"
-                f" map; those of {type(self).__name__} are not"
+                f"encoder: {method} pools parts of the last map, so it needs an encoder whose features are its pooled"
+                f" last map; those of {type(self).__name__} are not"
             )
 
     def features_and_squeezes(self, clips: Tensor) -> tuple[Tensor, SqueezePool]:

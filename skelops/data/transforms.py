@@ -201,7 +201,7 @@ def bone_stream(clips: Tensor, layout: str | Layout) -> Tensor:
 
 
 def motion_stream(clips: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """motion[t] = x[t+1] - x[t]; the last frame is zero, of clips with `lengths` (N,) the last of these and all after."""
+    """motion[t] = x[t+1] - x[t]; zero in the last frame: with `lengths` (N,) the last of these, and all after it."""
     _check(clips)
     motion = torch.cat([clips.diff(dim=2), torch.zeros_like(clips[:, :, :1])], 2)
     if lengths is None:
