@@ -132,7 +132,7 @@ def test_the_first_key_encoder_is_a_copy_or_released_behaviour_on_demand() -> No
     # Weights differ; biases (0) and edge weights (1) still match: 60 of the 110 tensors of the encoder.
     assert sum(torch.equal(a, b) for a, b in apart[:110]) == 60
     model = framework(released_weights=True)
-    convolution = model.encoder_q.st_gcn_networks[9].tcn[2]
+    convolution = model.encoder_q.st_gcn_networks[9].tcn.convolution
     assert convolution.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert convolution.bias.abs().max() == 0
 
