@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from skelops.methods import SDSCL, STDCL, SCDNet, SkeAttnCLR, SkeleMixCLR, encoders
 from torch import Tensor, nn
 
 from benchmarks import eager
 from benchmarks.case import GPU_DTYPES, Case, Work
 from benchmarks.eager import frameworks, sds_cl, std_cl
 from skelops.augment import skelemix
-from skelops.methods import SDSCL, STDCL, SCDNet, SkeAttnCLR, SkeleMixCLR, encoders
 
 FRAMES, EMBEDDING = 64, 128
 
@@ -87,7 +87,7 @@ def of_std_cl(clips: int) -> Made:
     """The banks as after an epoch: NTU-60, cross-subject."""
     total, classes, frames = 40091, 60, FRAMES // 4
     ours, theirs = encoder_twins("Hyperformer")
-    models = (
+    models: tuple[Any, Any] = (
         STDCL(ours, classes, total, frames),
         std_cl.STDCL(theirs, ours.map_channels, classes, total, frames, 25),
     )

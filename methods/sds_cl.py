@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+from skelops.methods.encoders import Encoder
+from skelops.methods.framework import Batch, Framework
 from torch import Generator, Tensor, nn
 
 import skelops
 from skelops.data.transforms import motion_stream
-from skelops.methods.encoders import Encoder
-from skelops.methods.framework import Batch, Framework
 from skelops.nn import TemporalConv
 from skelops.nn.scaled import ConvNorm, initialise, join
 from skelops.ops.squeeze_pool import SqueezePool
@@ -121,8 +121,8 @@ class SDSCL(Framework):
         Returns:
             Scalars: ``loss`` and its parts ``loss_global``, ``loss_joints`` (TSL) and ``loss_frames`` (STL).
         """
-        streams = self.encoder_q.feature_map(torch.cat([joint, motion])).chunk(2)
-        squeezed = {axis: self._squeeze(axis, *streams, joint.shape[4]) for axis in ("joints", "frames")}
+        of_joint, of_motion = self.encoder_q.feature_map(torch.cat([joint, motion])).chunk(2)
+        squeezed = {axis: self._squeeze(axis, of_joint, of_motion, joint.shape[4]) for axis in ("joints", "frames")}
         # (2, N, 4 C): the means of the four maps of each stream, of (intra joint, intra motion, inter joint, motion).
         means = [pooled.mean for pools in squeezed.values() for pooled in pools]
         whole = torch.stack([torch.cat(means[stream::2], dim=1) for stream in range(2)])

@@ -7,16 +7,17 @@ predictors; here ``salient`` and ``rest`` stand for its ``_s`` (used as ``_p``) 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from skelops.methods.encoders import Encoder
+from skelops.methods.momentum_contrast import MomentumContrast, released_or_default
+from skelops.methods.skelemix_clr import projector
 from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
 import skelops
 from skelops.augment import skelemix
-from skelops.methods.encoders import Encoder
-from skelops.methods.momentum_contrast import MomentumContrast, released_or_default
-from skelops.methods.skelemix_clr import projector
 
 
 class AttentionMask(nn.Module):
@@ -132,7 +133,7 @@ class SkeAttnCLR(MomentumContrast):
         with torch.no_grad():
             momentum = 1 - (1 - self.momentum) * (math.cos(math.pi * self.progress) + 1) / 2
             self.encoder_k.update(self.encoder_q, momentum, buffers=True)
-            encoder = self.encoder_k.encoder
+            encoder: Any = self.encoder_k.encoder
             features = encoder.feature_map(key)
             mean = skelops.squeeze_pool(features, bodies=bodies).mean
             parts = mean, *self._pool(features, mask, bodies)

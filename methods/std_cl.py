@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from skelops.methods.encoders import Encoder
+from skelops.methods.framework import Batch
+from skelops.methods.supervised import Supervised
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 import skelops
-from skelops.methods.encoders import Encoder
-from skelops.methods.framework import Batch
-from skelops.methods.supervised import Supervised
 from skelops.nn import MemoryBank
 
 
@@ -94,9 +95,11 @@ class STDCL(Supervised):
         return self(view(batch.clips), batch.labels, batch.indices, generator)
 
     def forward(
-        self, clips: Tensor, labels: Tensor, indices: Tensor, generator: Generator | None = None
+        self, clips: Tensor, labels: Tensor, indices: Tensor | None = None, generator: Generator | None = None
     ) -> dict[str, Tensor]:
         """Losses on clips (N, C, T, V, M) with labels (N,), which are the clips ``indices`` (N,) of the training set.
+
+        Without indices the clips are none of it: the loss is the cross-entropy alone, and the banks stay as they are.
 
         Returns:
             Scalars: ``loss``, its parts ``loss_class``, ``loss_spatial``, ``loss_temporal``, and ``accuracy``.
@@ -104,10 +107,14 @@ class STDCL(Supervised):
         features, pooled = self.encoder_q.features_and_squeezes(clips)
         logits = self.encoder_q.fc(features)
         of_class = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        accuracy = (logits.argmax(1) == labels).float().mean()
+        if indices is None:
+            return {"loss": of_class, "accuracy": accuracy}
         squeezes = {"spatial": pooled.joints, "temporal": pooled.frames}
         losses = {}
         for name, squeezed in squeezes.items():
-            found, bank = self.heads[name](squeezed), self.banks[name]
+            bank: Any = self.banks[name]
+            found = self.heads[name](squeezed)
             bank.write_(normalize(found.detach().float(), dim=1), labels, indices)
             seed = torch.randint(2**63 - 1, (1,), generator=generator, device=clips.device)
             losses[name], _ = skelops.bank_contrast(
@@ -117,5 +124,5 @@ class STDCL(Supervised):
             "loss": of_class + self.weight * (losses["spatial"] + losses["temporal"]),
             "loss_class": of_class.detach(),
             **{f"loss_{name}": value.detach() for name, value in losses.items()},
-            "accuracy": (logits.argmax(1) == labels).float().mean(),
+            "accuracy": accuracy,
         }

@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
+from skelops.methods import STGCN, SkeleMixCLR
+from skelops.methods.momentum_contrast import released_init
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from skelops.augment import skelemix
-from skelops.methods import STGCN, SkeleMixCLR
-from skelops.methods.momentum_contrast import released_init
 
 SETS = [("ntu", 2), ("nw_ucla", 1)]
 

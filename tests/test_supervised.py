@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from skelops.methods import STGCN, Supervised
+from skelops.methods.framework import Batch
 from torch.nn.functional import log_softmax
 
 from skelops.data import nw_ucla
-from skelops.methods import STGCN, Supervised
-from skelops.methods.framework import Batch
 
 
 def framework(layout: str = "ntu", classes: int = 7, **arguments: float) -> Supervised:
@@ -127,8 +127,9 @@ def rows(folder: Path, column: str) -> list[float]:
 
 
 def test_the_command_trains_and_reports(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from skelops.cli import main
     from skelops.methods.checkpoint import load_encoder, read_checkpoint
+
+    from skelops.cli import main
 
     assert main(["train", "--config", config]) == 0
     output, folder = capsys.readouterr().out, Path("runs/tiny/version_0")
@@ -169,10 +170,9 @@ def test_an_epoch_shows_every_clip_so_often_and_whole(config: str) -> None:
 
 
 def test_a_resumed_run_knows_the_best_epoch_and_ends_alike(config: str) -> None:
-    from test_training import StopAfter
-
     from skelops.methods.callbacks import AccuracyMonitor
     from skelops.methods.commands.train import build
+    from test_training import StopAfter
 
     def train(*arguments: str, stop_after: int | None = None) -> tuple[AccuracyMonitor, Path]:
         cli = build(["--config", config, *arguments])
@@ -199,8 +199,9 @@ def test_a_resumed_run_knows_the_best_epoch_and_ends_alike(config: str) -> None:
     ],
 )
 def test_mistakes_are_told_before_training(config: str, arguments: list[str], message: str) -> None:
-    from skelops.cli import CommandError
     from skelops.methods.commands.train import build
+
+    from skelops.cli import CommandError
 
     with pytest.raises(CommandError, match=message):
         build(["--config", config, *arguments])

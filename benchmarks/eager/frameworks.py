@@ -8,6 +8,7 @@ A step takes views that are drawn, and mixed, beforehand; names of parameters ar
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,11 @@ class Queue(nn.Module):
 class MoCo(nn.Module):
     """Query and key encoder, with the update of the latter."""
 
-    def __init__(self, encoder: nn.Module, temperature: float, momentum: float) -> None:
+    encoder_q: Any
+    encoder_k: Any
+    queue: Any
+
+    def __init__(self, encoder: Any, temperature: float, momentum: float) -> None:
         super().__init__()
         self.encoder_q, self.encoder_k = encoder, copy.deepcopy(encoder).requires_grad_(False)
         self.temperature, self.momentum = temperature, momentum
@@ -68,7 +73,7 @@ class MoCo(nn.Module):
 
 
 class SkeleMixCLR(MoCo):
-    def __init__(self, encoder: nn.Module, embedding: int, queue_size: int) -> None:
+    def __init__(self, encoder: Any, embedding: int, queue_size: int) -> None:
         encoder.fc = mlp(encoder.feature_dim, encoder.feature_dim, embedding, norm=True)
         super().__init__(encoder, 0.2, 0.999)
         self.queue = Queue(embedding, queue_size)
@@ -112,7 +117,7 @@ class AttentionMask(nn.Module):
 
 
 class SkeAttnCLR(MoCo):
-    def __init__(self, encoder: nn.Module, embedding: int, queue_size: int) -> None:
+    def __init__(self, encoder: Any, embedding: int, queue_size: int) -> None:
         features = encoder.feature_dim
         encoder.fc = mlp(features, features, embedding, norm=True)
         super().__init__(encoder, 0.2, 0.996)
@@ -146,13 +151,13 @@ class SkeAttnCLR(MoCo):
 
 
 class SCDNet(MoCo):
-    def __init__(self, encoder: nn.Module, hidden: int, embedding: int, queue_size: int) -> None:
+    def __init__(self, encoder: Any, hidden: int, embedding: int, queue_size: int) -> None:
         encoder.time, encoder.space = mlp(hidden, hidden, embedding), mlp(hidden, hidden, embedding)
         encoder.both = mlp(2 * hidden, hidden, embedding)
         super().__init__(encoder, 0.2, 0.999)
         self.queues = nn.ModuleList(Queue(embedding, queue_size) for _ in range(3))
 
-    def embed(self, encoder: nn.Module, clips: Tensor) -> list[Tensor]:
+    def embed(self, encoder: Any, clips: Tensor) -> list[Tensor]:
         features = encoder(clips)
         time, space = features.chunk(2, dim=1)
         embeddings = encoder.time(time), encoder.space(space), encoder.both(features)

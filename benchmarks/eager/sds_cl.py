@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
@@ -50,7 +52,9 @@ def contrast(a: Tensor, b: Tensor, temperature: float) -> Tensor:
 
 
 class SDSCL(nn.Module):
-    def __init__(self, encoder: nn.Module, channels: int, heads: int = 4, temperature: float = 0.07) -> None:
+    encoder_q: Any
+
+    def __init__(self, encoder: Any, channels: int, heads: int = 4, temperature: float = 0.07) -> None:
         super().__init__()
         self.encoder_q, self.temperature = encoder, temperature
         self.attention = nn.ModuleDict(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
@@ -57,9 +59,11 @@ class SqueezeHead(nn.Module):
 
 
 class STDCL(nn.Module):
+    encoder_q: Any
+
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Any,
         channels: int,
         num_classes: int,
         clips: int,
