@@ -2,6 +2,7 @@
 
 from skelops._backend import backend
 from skelops.ops.aggregate import aggregate
+from skelops.ops.bank_contrast import bank_contrast
 from skelops.ops.batch_norm_affine import batch_norm_affine
 from skelops.ops.channel_graph_conv import channel_graph_conv
 from skelops.ops.channel_sums import channel_sums
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "aggregate",
     "backend",
+    "bank_contrast",
     "batch_norm_affine",
     "channel_graph_conv",
     "channel_sums",

@@ -19,26 +19,28 @@ def _mixed(seed: Tensor) -> tuple[Tensor, Tensor]:
     return z & _LOW, (z >> 32) & _LOW
 
 
-def kept(shape: Sequence[int], dropout: float, seed: Tensor) -> Tensor:
-    """The elements (B, C, T, V) that dropout keeps: a hash of the place of an element in the channels_last order.
+def hashes(index: Tensor, seed: Tensor) -> Tensor:
+    """Random numbers of 32 bits: a hash of each index (int64) and a seed.
 
     ::
 
-        index = ((b T + t) V + v) C + c
         h  = low(index) ^ key0;  h ^= h >> 16;  h *= 0x7feb352d;  h ^= h >> 15
         h += key1 + high(index) * 0x9e3779b9;   h *= 0x846ca68b;  h ^= h >> 16     (32 bits)
-        kept where h >= dropout * 2^32
 
     The multipliers are those of the low-bias hash of C. Wellons, "Prospecting for Hash Functions".
     """
-    B, C, T, V = shape
     key0, key1 = _mixed(seed)
-    index = torch.arange(B * T * V * C, device=seed.device)
     h = (index & _LOW) ^ key0
     h = ((h ^ (h >> 16)) * 0x7FEB352D) & _LOW
     h = (h ^ (h >> 15)) + key1 + (index >> 32) * 0x9E3779B9
     h = ((h & _LOW) * 0x846CA68B) & _LOW
-    h = h ^ (h >> 16)
+    return h ^ (h >> 16)
+
+
+def kept(shape: Sequence[int], dropout: float, seed: Tensor) -> Tensor:
+    """The elements (B, C, T, V) that dropout keeps: where the hash of ((b T + t) V + v) C + c is not below its rate."""
+    B, C, T, V = shape
+    h = hashes(torch.arange(B * T * V * C, device=seed.device), seed)
     return (h >= dropout * 2**32).view(B, T, V, C).permute(0, 3, 1, 2)
 
 
