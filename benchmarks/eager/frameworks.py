@@ -155,7 +155,7 @@ class SCDNet(MoCo):
         encoder.time, encoder.space = mlp(hidden, hidden, embedding), mlp(hidden, hidden, embedding)
         encoder.both = mlp(2 * hidden, hidden, embedding)
         super().__init__(encoder, 0.2, 0.999)
-        self.queues = nn.ModuleList(Queue(embedding, queue_size) for _ in range(3))
+        self.queues: Any = nn.ModuleList(Queue(embedding, queue_size) for _ in range(3))
 
     def embed(self, encoder: Any, clips: Tensor) -> list[Tensor]:
         features = encoder(clips)
