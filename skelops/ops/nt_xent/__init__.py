@@ -35,7 +35,7 @@ def nt_xent(tokens: Tensor, pairs: Sequence[tuple[int, int]], temperature: float
         temperature: above zero.
 
     Returns:
-        The loss of each pair (G,); NaN, as the mean of nothing is, where there is no clip or no token.
+        The loss of each pair (G,); NaN, as the mean of nothing is, where there is no clip.
 
     Raises:
         TypeError: ``tokens`` is no float tensor, or ``temperature`` no number.
@@ -48,6 +48,8 @@ def nt_xent(tokens: Tensor, pairs: Sequence[tuple[int, int]], temperature: float
     shapes.check("tokens", tokens, "S N P D")
     positive("temperature", temperature)
     S = shapes["S"]
+    if not shapes["P"]:
+        raise ValueError("tokens: expected at least one in a set, got P=0")
     if not len(pairs):
         raise ValueError("pairs: expected at least one, got none")
     for pair in pairs:
@@ -58,15 +60,14 @@ def nt_xent(tokens: Tensor, pairs: Sequence[tuple[int, int]], temperature: float
 
 
 def _outputs(tokens: Tensor, pairs: list[int], temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss per pair; that of every token (G, 2, N, P); and the products of positives (G, N, P)."""
+    """The loss; most and log(total) of each token in each pair, its denominator being exp(most / temperature) total."""
     (_, N, P, _), G, dtype = tokens.shape, len(pairs) // 2, working_dtype(tokens)
-    sizes = (G,), (G, 2, N, P), (G, N, P)
-    loss, losses, positives = (tokens.new_empty(size, dtype=dtype) for size in sizes)
-    return loss, losses, positives
+    most, log_total = (tokens.new_empty(G, 2, N, P, dtype=dtype) for _ in range(2))
+    return tokens.new_empty(G, dtype=dtype), most, log_total
 
 
 def _backward_outputs(
-    grad: Tensor, tokens: Tensor, losses: Tensor, positives: Tensor, pairs: list[int], temperature: float
+    grad: Tensor, tokens: Tensor, most: Tensor, log_total: Tensor, pairs: list[int], temperature: float
 ) -> Tensor:
     return tokens.new_empty(tokens.shape)
 
@@ -77,7 +78,7 @@ _op = Op(
     outputs=_outputs,
 )
 _op_backward = Op(
-    "nt_xent_backward(Tensor grad, Tensor tokens, Tensor losses, Tensor positives, int[] pairs, float temperature)"
+    "nt_xent_backward(Tensor grad, Tensor tokens, Tensor most, Tensor log_total, int[] pairs, float temperature)"
     " -> Tensor",
     reference=reference.nt_xent_backward,
     outputs=_backward_outputs,
