@@ -8,12 +8,12 @@ from functools import cache
 from typing import Any
 
 import torch
+from skelops.methods import encoders
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import eager
 from benchmarks.case import GPU_DTYPES, Case, Work
-from skelops.methods import encoders
 
 #: Encoder, its arguments, clips in the batch on a CPU, frames.
 ENCODERS: list[tuple[str, dict[str, Any], int, int]] = [

@@ -7,11 +7,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torchmetrics.functional.classification import multiclass_accuracy
-
 from skelops.methods.data_module import SkeletonData
 from skelops.methods.evaluation import extract_features, knn_predict
 from skelops.methods.training import Training
+from torchmetrics.functional.classification import multiclass_accuracy
 
 
 class KNNMonitor(pl.Callback):

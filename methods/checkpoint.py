@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-
 from skelops.methods.encoders import ENCODERS, Encoder
+from torch import nn
 
 REQUIRED = {"encoder", "state_dict", "epoch", "datamodule_hyper_parameters"}
 

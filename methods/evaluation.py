@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from skelops.methods.encoders import Encoder
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from skelops.data import SkeletonDataset
-from skelops.methods.encoders import Encoder
 
 
 @torch.no_grad()

@@ -6,9 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torch import Generator, Tensor, nn
-
 from skelops.methods.encoders import Encoder
+from torch import Generator, Tensor, nn
 
 
 class Batch(NamedTuple):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from skelops.methods.encoders import Encoder
+from skelops.methods.framework import Framework
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import skelops
-from skelops.methods.encoders import Encoder
-from skelops.methods.framework import Framework
 from skelops.nn import MomentumEncoder, MomentumQueue
 
 

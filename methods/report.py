@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from skelops.methods.evaluation import Evaluation
 from torch import Tensor
 
 from skelops.info import devices, versions
-from skelops.methods.evaluation import Evaluation
 
 
 def claim_folder(candidates: Callable[[int], Path]) -> Path:

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import torch
+from skelops.methods.encoders import SCDEncoder
+from skelops.methods.momentum_contrast import MomentumContrast
 from torch import Generator, Tensor, nn
 
 import skelops
-from skelops.methods.encoders import SCDEncoder
-from skelops.methods.momentum_contrast import MomentumContrast
 from skelops.nn import MomentumQueue
 from skelops.ops.info_nce import InfoNCE
 

@@ -7,11 +7,11 @@ and processor/pretrain_skeletonclr_multi_swap.py.
 from __future__ import annotations
 
 import torch
+from skelops.methods.encoders import Encoder
+from skelops.methods.momentum_contrast import MomentumContrast, released_or_default
 from torch import Generator, Tensor, nn
 
 from skelops.augment import skelemix
-from skelops.methods.encoders import Encoder
-from skelops.methods.momentum_contrast import MomentumContrast, released_or_default
 
 
 def projector(features: int, embedding: int) -> nn.Sequential:

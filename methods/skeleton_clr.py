@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
+from skelops.methods.encoders import Encoder
+from skelops.methods.momentum_contrast import MomentumContrast, released_or_default
 from torch import Generator, Tensor, nn
 
 import skelops
-from skelops.methods.encoders import Encoder
-from skelops.methods.momentum_contrast import MomentumContrast, released_or_default
 
 
 class SkeletonCLR(MomentumContrast):

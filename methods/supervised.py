@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from torch import Generator, Tensor, nn
-from torch.nn.functional import cross_entropy
-
 from skelops.methods.checkpoint import load_weights, read_checkpoint
 from skelops.methods.encoders import Encoder
 from skelops.methods.framework import Batch, Framework
+from torch import Generator, Tensor, nn
+from torch.nn.functional import cross_entropy
 
 
 class Supervised(Framework):

@@ -10,10 +10,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from skelops.methods.framework import Batch, Framework
 from torch import Tensor, nn
 
 from skelops.augment import MaskedViews, RandomViews
-from skelops.methods.framework import Batch, Framework
 
 PUBLISHED_VIEWS = RandomViews()
 

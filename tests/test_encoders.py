@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import assert_no_worse
+from skelops.methods import encoders
+from skelops.methods.encoders import Encoder
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import eager
-from skelops.methods import encoders
-from skelops.methods.encoders import Encoder
 
 #: Arguments that make each encoder small, for clips of 13 frames where it takes any.
 SMALL: dict[str, dict[str, Any]] = {

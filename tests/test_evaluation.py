@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
+from skelops.methods import STGCN, SkeleMixCLR
+from skelops.methods.evaluation import LinearProbe, evaluate, extract_features, knn_predict, random_twin
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from skelops.data import SkeletonDataset
-from skelops.methods import STGCN, SkeleMixCLR
-from skelops.methods.evaluation import LinearProbe, evaluate, extract_features, knn_predict, random_twin
 
 
 def encoder() -> STGCN:

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
 from skelops.methods import encoders
+from torch import Tensor
 
 Entry = tuple[str, tuple[int, ...]]
 

@@ -6,11 +6,10 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
-
 from skelops.methods import STGCN, SCDNet
 from skelops.methods.encoders import SCDEncoder
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
 
 
 def framework() -> SCDNet:

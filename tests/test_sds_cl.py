@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from skelops.methods import SDSCL
+from skelops.methods.encoders import DSTA
+from skelops.methods.framework import Batch
+from skelops.methods.sds_cl import StreamAttention
 from torch import Tensor
 from torch.nn.functional import cross_entropy, leaky_relu, normalize
 
 from skelops.augment import RandomViews
 from skelops.data.transforms import motion_stream
-from skelops.methods import SDSCL
-from skelops.methods.encoders import DSTA
-from skelops.methods.framework import Batch
-from skelops.methods.sds_cl import StreamAttention
 
 
 def framework(layout: str = "nw_ucla", **arguments: object) -> SDSCL:

@@ -7,13 +7,13 @@ import math
 
 import pytest
 import torch
+from skelops.methods import STGCN, SkeAttnCLR
+from skelops.methods.encoders import HCN
+from skelops.methods.skeattn_clr import AttentionMask
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from skelops.augment import skelemix
-from skelops.methods import STGCN, SkeAttnCLR
-from skelops.methods.encoders import HCN
-from skelops.methods.skeattn_clr import AttentionMask
 
 
 def framework(layout: str = "ntu", **arguments: object) -> SkeAttnCLR:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch.nn.functional import cross_entropy, normalize
-
 from skelops.methods import STGCN, SkeletonCLR
+from torch.nn.functional import cross_entropy, normalize
 
 
 def test_step_is_cross_entropy_of_the_logits() -> None:

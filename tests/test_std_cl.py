@@ -6,11 +6,10 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize, softplus
-
 from skelops.methods import STDCL, Supervised, encoders
 from skelops.methods.encoders import Encoder
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize, softplus
 
 SMALL = {"positives": 2, "hard_negatives": 3, "random_negatives": 2}
 ENCODERS = {

@@ -14,17 +14,17 @@ import torch
 from lightning.pytorch.callbacks import Timer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
-
-import skelops
-from skelops import _native
-from skelops.cli import CommandError, user_errors
 from skelops.methods.commands.eval import compare, write_results
 from skelops.methods.commands.train import TrainCLI, build
 from skelops.methods.evaluation import Evaluation, LinearProbe
 from skelops.methods.framework import Batch
 from skelops.methods.report import accuracy_table, new_folder, plot_curves
 from skelops.methods.training import Training
+from torch import Tensor
+
+import skelops
+from skelops import _native
+from skelops.cli import CommandError, user_errors
 
 # Shares of the time: measuring steps, training; the rest is for reading data and evaluation.
 STEP_TIME_SHARE, TRAINING_SHARE = 0.12, 0.68

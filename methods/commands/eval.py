@@ -10,8 +10,6 @@ from typing import Any, Literal
 import torch
 from jsonargparse import ArgumentParser
 from rich.console import Console
-
-from skelops.cli import CommandError, user_errors
 from skelops.methods.checkpoint import load_encoder, read_checkpoint
 from skelops.methods.commands.train import quiet
 from skelops.methods.data_module import SkeletonData
@@ -24,6 +22,8 @@ from skelops.methods.report import (
     plot_confusion,
     write_summary,
 )
+
+from skelops.cli import CommandError, user_errors
 
 
 def _parser() -> ArgumentParser:

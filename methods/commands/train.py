@@ -16,8 +16,6 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-
-from skelops.cli import CommandError, user_errors
 from skelops.methods.callbacks import AccuracyMonitor, EpochLines, KNNMonitor
 from skelops.methods.checkpoint import check_weights, read_checkpoint
 from skelops.methods.data_module import SkeletonData
@@ -25,6 +23,8 @@ from skelops.methods.report import claim_folder, write_summary
 from skelops.methods.std_cl import STDCL
 from skelops.methods.supervised import Supervised
 from skelops.methods.training import Training
+
+from skelops.cli import CommandError, user_errors
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

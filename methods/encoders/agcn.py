@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from skelops.methods.encoders.encoder import Encoder
+from skelops.methods.encoders.unit import Unit, residual, ten_blocks, unit_tcn
 from torch import Tensor, nn
 
 from skelops.graphs import Layout, adjacency
-from skelops.methods.encoders.encoder import Encoder
-from skelops.methods.encoders.unit import Unit, residual, ten_blocks, unit_tcn
 from skelops.nn import AdaptiveGraphConv
 
 

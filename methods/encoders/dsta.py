@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 
+from skelops.methods.encoders.encoder import Encoder
 from torch import Tensor, nn
 
 from skelops.graphs import Layout
-from skelops.methods.encoders.encoder import Encoder
 from skelops.nn import JointAttentionBlock
 from skelops.nn.scaled import ConvNorm, join
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
+from skelops.methods.encoders.encoder import Encoder
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d, relu
 
 import skelops
 from skelops.graphs import Layout
-from skelops.methods.encoders.encoder import Encoder
 from skelops.nn import TemporalConv
 from skelops.ops.squeeze_pool import SqueezePool
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from skelops.methods.encoders.encoder import Encoder
+from skelops.methods.encoders.unit import Unit, residual
 from torch import Tensor, nn
 
 from skelops.graphs import Layout, hops, part_of_joint
-from skelops.methods.encoders.encoder import Encoder
-from skelops.methods.encoders.unit import Unit, residual
 from skelops.nn import HopAttention, MultiScaleTemporalConv
 
 

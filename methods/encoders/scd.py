@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
+from skelops.methods.encoders.ctr_gcn import ctr_unit
+from skelops.methods.encoders.encoder import Encoder
 from torch import Tensor, nn
 
 import skelops
 from skelops.graphs import Layout, adjacency
-from skelops.methods.encoders.ctr_gcn import ctr_unit
-from skelops.methods.encoders.encoder import Encoder
 from skelops.ops.squeeze_pool import SqueezePool
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
+from skelops.methods.encoders.encoder import Encoder
 from torch import Tensor, nn
 
 from skelops.graphs import Layout, adjacency
-from skelops.methods.encoders.encoder import Encoder
 from skelops.nn import STGCNBlock
 
 
