@@ -6,15 +6,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from skelops.methods import SDSCL, STDCL, SCDNet, SkeAttnCLR, SkeleMixCLR, encoders
+from skelops.methods import SDSCL, STDCL, SCDNet, SkeAttnCLR, SkeleMixCLR, SkeletonCLR, encoders
 from torch import Tensor, nn
 
 from benchmarks import eager
 from benchmarks.case import GPU_DTYPES, Case, Work
 from benchmarks.eager import frameworks, sds_cl, std_cl
-from skelops.augment import skelemix
 
-FRAMES, EMBEDDING = 64, 128
+FRAMES, EMBEDDING, QUEUE = 64, 128, 32768
 
 
 class Step:
@@ -45,42 +44,38 @@ def encoder_twins(name: str, **arguments: Any) -> tuple[Any, Any]:
     return ours, theirs
 
 
-def two_views(clips: int, frames: int = FRAMES) -> tuple[Tensor, Tensor]:
-    return torch.randn(clips, 3, frames, 25, 2), torch.randn(clips, 3, frames, 25, 2)
+Inputs = Callable[[], tuple[Tensor, ...]]
+Made = tuple[nn.Module, nn.Module, Inputs]
 
 
-Made = tuple[nn.Module, nn.Module, tuple[Any, ...], tuple[Any, ...]]
+def two_views(clips: int, frames: int = FRAMES) -> Inputs:
+    return lambda: (torch.randn(clips, 3, frames, 25, 2), torch.randn(clips, 3, frames, 25, 2))
+
+
+def skeleton_clr(clips: int) -> Made:
+    ours, theirs = encoder_twins("STGCN", width=16)
+    return SkeletonCLR(ours), frameworks.SkeletonCLR(theirs, EMBEDDING, QUEUE), two_views(clips)
 
 
 def skelemix_clr(clips: int) -> Made:
     ours, theirs = encoder_twins("STGCN", width=16)
-    query, key = two_views(clips)
-    mixes = [tuple(skelemix(query, "ntu")) for _ in range(3)]
-    return (
-        SkeleMixCLR(ours, mixes=3, plus=True),
-        frameworks.SkeleMixCLR(theirs, EMBEDDING, 32768),
-        (query, key),
-        (query, key, mixes),
-    )
+    model = SkeleMixCLR(ours, mixes=3, plus=True)
+    return model, frameworks.SkeleMixCLR(theirs, EMBEDDING, QUEUE), two_views(clips)
 
 
 def skeattn_clr(clips: int) -> Made:
     ours, theirs = encoder_twins("STGCN", width=64)
-    query, key = two_views(clips)
-    mixed = skelemix(query, "ntu").clips
-    return SkeAttnCLR(ours), frameworks.SkeAttnCLR(theirs, EMBEDDING, 32768), (query, key), (query, key, mixed)
+    return SkeAttnCLR(ours), frameworks.SkeAttnCLR(theirs, EMBEDDING, QUEUE), two_views(clips)
 
 
 def of_sds_cl(clips: int) -> Made:
     ours, theirs = encoder_twins("DSTA")
-    views = two_views(clips, 50)
-    return SDSCL(ours), sds_cl.SDSCL(theirs, ours.map_channels), views, views
+    return SDSCL(ours), sds_cl.SDSCL(theirs, ours.map_channels), two_views(clips, 50)
 
 
 def scd_net(clips: int) -> Made:
     ours, theirs = encoder_twins("SCDEncoder")
-    views = two_views(clips)
-    return SCDNet(ours), frameworks.SCDNet(theirs, ours.feature_dim // 2, EMBEDDING, 8192), views, views
+    return SCDNet(ours), frameworks.SCDNet(theirs, ours.feature_dim // 2, EMBEDDING, 8192), two_views(clips)
 
 
 def of_std_cl(clips: int) -> Made:
@@ -97,12 +92,13 @@ def of_std_cl(clips: int) -> Made:
             model.banks[name].bank.copy_(bank)
             model.banks[name].labels.copy_(labels)
             model.banks[name].visited.fill_(True)
-    inputs = two_views(clips)[0], torch.randint(classes, (clips,)), torch.randperm(total)[:clips]
-    return *models, inputs, inputs
+    view = two_views(clips)
+    return *models, lambda: (view()[0], torch.arange(clips) % classes, torch.arange(clips))
 
 
 #: Framework, what makes it, clips in the batch on a CPU.
 FRAMEWORKS: list[tuple[str, Callable[[int], Made], int]] = [
+    ("SkeletonCLR", skeleton_clr, 8),
     ("SkeleMixCLR", skelemix_clr, 8),
     ("SkeAttnCLR", skeattn_clr, 4),
     ("SDSCL", of_sds_cl, 4),
@@ -113,17 +109,16 @@ FRAMEWORKS: list[tuple[str, Callable[[int], Made], int]] = [
 
 def case(name: str, make: Callable[[int], Made], clips: int, dtype: torch.dtype) -> Case:
     torch.manual_seed(0)
-    ours, theirs, our_inputs, their_inputs = make(clips)
-    step, eager_step = Step(ours, dtype), Step(theirs, dtype)
+    ours, theirs, inputs = make(clips)
     # What must move at least: weights, gradients and momentum of the optimizer, each read and written.
     parameters = sum(p.numel() for p in ours.parameters() if p.requires_grad)
     return Case(
         op=name,
-        name=f"N={clips} V=25 M=2",
+        name=f"{name} N={clips} V=25 M=2",
         dtype=dtype,
-        inputs=lambda: (),
-        skelops=lambda: step(*our_inputs),
-        eager=lambda: eager_step(*their_inputs),
+        inputs=inputs,
+        skelops=Step(ours, dtype),
+        eager=Step(theirs, dtype),
         forward=Work(6 * 4 * parameters),
         compiles=False,
         headline=True,

@@ -2,7 +2,7 @@
 for every term, logits concatenated, the momentum update parameter by parameter, temporaries for every mask, a Python
 loop over anchors. What those of skelops are measured against.
 
-A step takes views that are drawn, and mixed, beforehand; names of parameters are those of skelops.methods.
+Clips are mixed by skelops.augment in either; names of parameters are those of skelops.methods.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from benchmarks.eager.common import pooled
+from skelops.augment import skelemix
 
 
 def mlp(inputs: int, hidden: int, outputs: int, norm: bool = False) -> nn.Sequential:
@@ -72,6 +73,23 @@ class MoCo(nn.Module):
             k.data = k.data * self.momentum + q.data * (1.0 - self.momentum)
 
 
+class SkeletonCLR(MoCo):
+    def __init__(self, encoder: Any, embedding: int, queue_size: int) -> None:
+        encoder.fc = mlp(encoder.feature_dim, encoder.feature_dim, embedding)
+        super().__init__(encoder, 0.07, 0.999)
+        self.queue = Queue(embedding, queue_size)
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        q = normalize(self.encoder_q.fc(self.encoder_q(query)), dim=1)
+        with torch.no_grad():
+            self.update()
+            k = normalize(self.encoder_k.fc(self.encoder_k(key)), dim=1)
+        label = torch.zeros(len(query), dtype=torch.int64, device=query.device)
+        loss = cross_entropy(self.queue.logits(q, k, self.temperature), label)
+        self.queue.enqueue(k)
+        return loss
+
+
 class SkeleMixCLR(MoCo):
     def __init__(self, encoder: Any, embedding: int, queue_size: int) -> None:
         encoder.fc = mlp(encoder.feature_dim, encoder.feature_dim, embedding, norm=True)
@@ -83,7 +101,8 @@ class SkeleMixCLR(MoCo):
         means = [(features * w).sum((2, 3)) / w.sum((2, 3)) for w in (weights, 1 - weights)]
         return [mean.view(-1, bodies, mean.shape[1]).mean(1) for mean in means]
 
-    def forward(self, query: Tensor, key: Tensor, mixes: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        mixes = [skelemix(query, "ntu") for _ in range(3)]
         q = normalize(self.encoder_q.fc(self.encoder_q(query)), dim=1)
         pairs = []
         for clips, mask, _ in mixes:
@@ -130,7 +149,8 @@ class SkeAttnCLR(MoCo):
     def soft_pool(self, features: Tensor, mask: Tensor, bodies: int) -> list[Tensor]:
         return [pooled(features * m, bodies) for m in (mask, torch.ones_like(mask) - mask)]
 
-    def forward(self, query: Tensor, key: Tensor, mixed: Tensor) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        mixed = skelemix(query, "ntu", parts=(3, 4), share=(4 / 16, 7 / 16)).clips
         bodies, project = query.shape[4], self.encoder_q.fc
         q = normalize(self.predictors["whole"](project(self.encoder_q(query))), dim=1)
         features = self.encoder_q.feature_map(mixed)
@@ -168,7 +188,7 @@ class SCDNet(MoCo):
         with torch.no_grad():
             self.update()
             k_t, k_s, k_i = self.embed(self.encoder_k, key)
-        label = torch.zeros(len(query), dtype=torch.int64)
+        label = torch.zeros(len(query), dtype=torch.int64, device=query.device)
         of_time, of_space, of_both = self.queues
         loss = cross_entropy(of_both.logits(q_t, k_i, self.temperature), label)
         loss = loss + cross_entropy(of_both.logits(q_s, k_i, self.temperature), label)

@@ -42,12 +42,12 @@ def contrast(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     N, P, _ = a.shape
     features = normalize(torch.cat([a, b], dim=1), dim=2)
     similarity = torch.matmul(features, features.transpose(1, 2))
-    diagonal = torch.eye(2 * P, dtype=torch.bool).expand(N, -1, -1)
-    partner = torch.cat([torch.arange(P)] * 2)
+    diagonal = torch.eye(2 * P, dtype=torch.bool, device=a.device).expand(N, -1, -1)
+    partner = torch.cat([torch.arange(P, device=a.device)] * 2)
     same = (partner[None] == partner[:, None]).expand(N, -1, -1)[~diagonal].view(N, 2 * P, -1)
     similarity = similarity[~diagonal].view(N, 2 * P, -1)
     logits = torch.cat([similarity[same].view(N, 2 * P, 1), similarity[~same].view(N, 2 * P, -1)], dim=2)
-    labels = torch.zeros(N * 2 * P, dtype=torch.long)
+    labels = torch.zeros(N * 2 * P, dtype=torch.long).to(a.device)  # made on the host, as released
     return cross_entropy((logits / temperature).view(N * 2 * P, -1), labels)
 
 
@@ -71,7 +71,7 @@ class SDSCL(nn.Module):
         N, bodies = joint.shape[0], joint.shape[4]
         y_j, y_m = self.encoder_q.feature_map(torch.cat([joint, motion])).chunk(2)
         C, T, V = y_j.shape[1:]
-        loss = torch.zeros(())
+        loss = torch.zeros((), device=joint.device)
         maps: dict[str, list[Tensor]] = {"joint": [], "motion": []}
         for axis in ("joints", "frames"):
             intra, inter = self.attention[f"{axis}_intra"], self.attention[f"{axis}_inter"]

@@ -43,7 +43,7 @@ class Bank(nn.Module):
             random_negatives = others[torch.randperm(len(others))[:drawn]]
             for negatives in (hard_negatives, random_negatives):
                 logits = torch.cat([hardest[:, None], negatives[None].repeat(positives, 1)], dim=1) / temperature
-                losses.append(cross_entropy(logits, torch.zeros(positives, dtype=torch.int64)))
+                losses.append(cross_entropy(logits, torch.zeros(positives, dtype=torch.int64, device=logits.device)))
         return torch.stack(losses).mean() if losses else features.sum() * 0
 
 
