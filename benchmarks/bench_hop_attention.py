@@ -86,7 +86,9 @@ def cases(device: str = "cpu") -> Iterator[Case]:
             yield case(128, 64, 25, "contiguous_format", dtype, headline=True)
             yield case(128, 64, 25, "channels_last", dtype, headline=True)
             yield case(128, 16, 25, "channels_last", dtype)
+            yield case(128, 32, 25, "channels_last", dtype)
             yield case(32, 52, 20, "contiguous_format", dtype)
+            yield case(32, 52, 20, "channels_last", dtype)
         return
     for dtype in (torch.float32, torch.bfloat16):
         yield case(16, 64, 25, "channels_last", dtype, headline=True)

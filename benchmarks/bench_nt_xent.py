@@ -74,6 +74,6 @@ def cases(device: str = "cpu") -> Iterator[Case]:
             yield case(4, 16, P, 256, CROSSED, dtype, headline=P == 25)
         for P in (16, 128):
             yield case(2, 1, P, 1024, [(0, 1)], dtype, headline=P == 128)
-    yield case(4, 64, 25, 256, CROSSED)
-    yield case(2, 64, 64, 128, [(0, 1)])
-    yield case(2, 1, 64, 256, [(0, 1)])
+        yield case(4, 64, 25, 256, CROSSED, dtype)
+        yield case(2, 64, 64, 128, [(0, 1)], dtype)
+        yield case(2, 1, 64, 256, [(0, 1)], dtype)

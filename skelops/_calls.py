@@ -83,6 +83,15 @@ def _info_nce(dtype: torch.dtype) -> Iterator[partial]:
         yield partial(skelops.info_nce, query, key, queue)
 
 
+def _bank_contrast(dtype: torch.dtype) -> Iterator[partial]:
+    for N, D, Q in ((64, 256, 40091), (64, 128, 16384)):
+        # Similarities that no tile rounds: all of them choose the same slots.
+        features, bank = torch.eye(N, D).to(dtype), normalize(torch.randn(Q, D), dim=1).bfloat16().to(dtype)
+        labels, bank_labels = torch.arange(N) % 60, torch.arange(Q) % 60
+        inputs = features.requires_grad_(), labels, bank, bank_labels, torch.ones(Q, dtype=torch.bool)
+        yield partial(skelops.bank_contrast, *inputs, torch.tensor([1]))
+
+
 def _ring_write(queue: Tensor, keys: Tensor, pointer: Tensor) -> Tensor:
     """Every call does the same, so that results can be compared."""
     skelops.enqueue_(queue.zero_(), keys, pointer.zero_())
@@ -159,6 +168,7 @@ def _channel_graph_conv(dtype: torch.dtype) -> Iterator[partial]:
 #: Calls of each op at common shapes.
 CALLS: dict[str, Callable[[torch.dtype], Iterator[partial]]] = {
     "aggregate": _aggregate,
+    "bank_contrast": _bank_contrast,
     "batch_norm_affine": _batch_norm_affine,
     "channel_graph_conv": _channel_graph_conv,
     "channel_sums": _channel_sums,

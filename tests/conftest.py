@@ -21,6 +21,7 @@ from skelops._op import REGISTRY
 #: Ops whose Triton kernels multiply matrices.
 DOTS = (
     "aggregate",
+    "bank_contrast",
     "graph_conv",
     "hop_attention",
     "info_nce",

@@ -68,7 +68,10 @@ def tiny(**changes: Any) -> Case:
 def test_cases_for_a_gpu(op: str) -> None:
     """Six shapes or more in each of two dtypes, and inputs on the default device."""
     found = list(importlib.import_module(f"benchmarks.bench_{op}").cases("cuda"))
-    names = {dtype: {case.name for case in found if case.dtype == dtype} for dtype in (torch.float32, torch.bfloat16)}
+    names = {
+        dtype: {(case.op, case.name) for case in found if case.dtype == dtype}
+        for dtype in (torch.float32, torch.bfloat16)
+    }
     assert names[torch.float32] == names[torch.bfloat16]
     assert len(names[torch.float32]) >= 6
     assert len(found) == 2 * len(names[torch.float32])

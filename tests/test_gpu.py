@@ -32,6 +32,7 @@ NAMES = {
 #: Ops whose Triton kernels multiply matrices, which the interpreter does wrongly in bfloat16.
 DOTS = (
     "aggregate",
+    "bank_contrast",
     "graph_conv",
     "graph_conv_per_sample",
     "graph_conv_stats",
@@ -97,6 +98,12 @@ def _vectors(rows: int, dtype: torch.dtype, D: int = 16) -> Tensor:
     return normalize(torch.randn(rows, D), dim=1).to(dtype)
 
 
+def _bank(N: int, dtype: torch.dtype) -> tuple[Any, ...]:
+    labels, seed = torch.arange(N) % 3, torch.tensor([5])
+    slots = _vectors(200, dtype), torch.arange(200) % 3, torch.rand(200) < 0.9
+    return _vectors(N, dtype).requires_grad_(), labels, *slots, seed
+
+
 #: Every op: the function and its inputs for a batch of B.
 CASES: dict[str, tuple[Callable[..., Any], Make]] = {
     "squeeze_pool": (skelops.squeeze_pool, lambda B, dtype: (_map(B, dtype),)),
@@ -155,6 +162,10 @@ CASES: dict[str, tuple[Callable[..., Any], Make]] = {
     "queue_attention": (
         skelops.queue_attention,
         lambda B, dtype: (_vectors(B, dtype).requires_grad_(), _vectors(200, dtype), 5.0),
+    ),
+    "bank_contrast": (
+        partial(skelops.bank_contrast, positives=9, hard_negatives=17, random_negatives=20),
+        _bank,
     ),
     "info_nce": (
         skelops.info_nce,

@@ -48,13 +48,14 @@ class UnitViT(nn.Module):
     def __init__(self, inputs: int, dim: int, layout: str, heads: int) -> None:
         super().__init__()
         self.register_buffer("label", part_of_joint(layout), persistent=False)
+        self.parts = int(self.label.max()) + 1
         self.norm1 = nn.LayerNorm(inputs)
         self.attn = MHSA(inputs, dim, layout, heads)
         self.skip_proj = nn.Conv2d(inputs, dim, 1, bias=False) if inputs != dim else None
         self.pe_proj = nn.Conv2d(inputs, dim, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        label = one_hot(self.label).to(x.dtype)
+        label = one_hot(self.label, self.parts).to(x.dtype)
         z = self.pe_proj(x @ (label / label.sum(dim=0, keepdim=True))).permute(3, 0, 1, 2)
         e = z[self.label].permute(1, 2, 3, 0)
         y = self.attn(self.norm1(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), e)

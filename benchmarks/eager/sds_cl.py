@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
 
+from benchmarks.bench_nt_xent import CROSSED, released
 from benchmarks.eager.dsta import conv_bn
 from benchmarks.eager.frameworks import mlp
 
@@ -37,26 +37,12 @@ class StreamAttention(nn.Module):
         return self.relu(x + self.out(y.contiguous().view(N, C, T, V)))
 
 
-def contrast(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-    """NT-Xent of tokens (N, P, D), the diagonal taken out by a mask, the partner put first."""
-    N, P, _ = a.shape
-    features = normalize(torch.cat([a, b], dim=1), dim=2)
-    similarity = torch.matmul(features, features.transpose(1, 2))
-    diagonal = torch.eye(2 * P, dtype=torch.bool, device=a.device).expand(N, -1, -1)
-    partner = torch.cat([torch.arange(P, device=a.device)] * 2)
-    same = (partner[None] == partner[:, None]).expand(N, -1, -1)[~diagonal].view(N, 2 * P, -1)
-    similarity = similarity[~diagonal].view(N, 2 * P, -1)
-    logits = torch.cat([similarity[same].view(N, 2 * P, 1), similarity[~same].view(N, 2 * P, -1)], dim=2)
-    labels = torch.zeros(N * 2 * P, dtype=torch.long).to(a.device)  # made on the host, as released
-    return cross_entropy((logits / temperature).view(N * 2 * P, -1), labels)
-
-
 class SDSCL(nn.Module):
     encoder_q: Any
 
-    def __init__(self, encoder: Any, channels: int, heads: int = 4, temperature: float = 0.07) -> None:
+    def __init__(self, encoder: Any, channels: int, heads: int = 4) -> None:
         super().__init__()
-        self.encoder_q, self.temperature = encoder, temperature
+        self.encoder_q = encoder
         self.attention = nn.ModuleDict(
             {
                 f"{axis}_{kind}": StreamAttention(channels, heads, axis, kind == "inter")
@@ -80,11 +66,10 @@ class SDSCL(nn.Module):
             maps["motion"] += [found[1], found[3]]
             means = [y.view(N, bodies, C, T, V).mean(1).mean(3 if axis == "joints" else 2) for y in found]
             tokens = [self.token_projector(mean.permute(0, 2, 1)) for mean in means]
-            for i, j in ((0, 1), (0, 3), (1, 2), (2, 3)):
-                loss = loss + contrast(tokens[i], tokens[j], self.temperature)
+            loss = loss + released(torch.stack(tokens), CROSSED).sum()
         whole = []
         for stream in maps.values():
             joined = torch.cat(stream, dim=1)
             joined = joined.view(N, bodies, 4 * C, T, V).mean(4).mean(3).mean(1)
             whole.append(self.global_projector(joined)[None])
-        return loss + contrast(whole[0], whole[1], self.temperature)
+        return loss + released(torch.stack(whole), [(0, 1)]).sum()

@@ -3,22 +3,19 @@
 
 #include <cmath>
 
+#include "hash.h"
 #include "lines.h"
 
 namespace skelops {
 namespace {
 
-// Two 32-bit keys from a seed: splitmix64, so that neighbouring seeds have nothing in common.
 std::optional<Dropout> dropout_of(double dropout, const std::optional<Tensor>& seed) {
   if (!seed) return std::nullopt;
-  uint64_t z = *static_cast<const uint64_t*>(seed->const_data_ptr()) + 0x9e3779b97f4a7c15u;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  z ^= z >> 31;
+  const auto keys = hash_keys(*seed);
   const double threshold = std::min(std::ceil(dropout * 4294967296.0), 4294967295.0);
   return Dropout{static_cast<float>(1 / (1 - dropout)),
                  static_cast<uint32_t>(threshold),
-                 {static_cast<uint32_t>(z), static_cast<uint32_t>(z >> 32)}};
+                 {keys[0], keys[1]}};
 }
 
 std::optional<Map> optional_map(const std::optional<Tensor>& x, bool channels_last) {

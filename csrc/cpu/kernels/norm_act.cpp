@@ -2,6 +2,7 @@
 #include "norm_act.h"
 
 #include "channel_accumulator.h"
+#include "hash.h"
 
 namespace skelops::SKELOPS_LEVEL {
 namespace {
@@ -12,30 +13,13 @@ enum class Residual { none, plain, affine };
 class Mask {
  public:
   // step: from the index of one lane to that of the next.
-  Mask(const Dropout* dropout, int64_t step) : dropout_(dropout ? *dropout : Dropout{}), span_(static_cast<uint32_t>((kLanes - 1) * step)) {
-    for (int i = 0; i < kLanes; ++i) lanes_[i] = static_cast<uint32_t>(i * step);
-  }
+  Mask(const Dropout* dropout, int64_t step) : dropout_(dropout ? *dropout : Dropout{}), hash_(dropout_.keys, step) {}
 
-  Vec apply(Vec value, int64_t index) const {
-    const uint32_t low = static_cast<uint32_t>(index), high = static_cast<uint32_t>(index >> 32);
-    UintVec h = (lanes_ + low) ^ dropout_.keys[0];
-    h ^= h >> 16;
-    h *= 0x7feb352du;
-    h ^= h >> 15;
-    h += dropout_.keys[1] + high * kGolden;
-    // Lanes that have passed 2^32: the upper half of their index is one more.
-    if (low + span_ < low) [[unlikely]] h += reinterpret_cast<UintVec>(lanes_ + low < lanes_) & kGolden;
-    h *= 0x846ca68bu;
-    h ^= h >> 16;
-    return h < dropout_.threshold ? Vec{} : value * dropout_.factor;
-  }
+  Vec apply(Vec value, int64_t index) const { return hash_(index) < dropout_.threshold ? Vec{} : value * dropout_.factor; }
 
  private:
-  static constexpr uint32_t kGolden = 0x9e3779b9u;
-
   Dropout dropout_;
-  uint32_t span_;
-  UintVec lanes_;
+  Hash hash_;
 };
 
 // The index of the first element of a line.

@@ -76,8 +76,7 @@ def bank_contrast(
         TypeError: an argument is no tensor of the expected kind or no number.
         ValueError: shapes or devices do not fit together, or a number is out of range.
 
-    Zhang et al., "Contrastive self-representation learning for skeleton-based action recognition" (STD-CL, 2023), and
-    its released code (CSRE).
+    STD-CL (arXiv 2312.15144), later CSRE (Pattern Recognition 164:111521, 2025), and its released code.
     """
     shapes = Shapes()
     shapes.check("features", features, "N D")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from skelops._layout import is_channels_last
 from skelops._triton import launch, splits, tile
+from skelops._triton_math import hash_keys, hashed
 
 
 @triton.jit
@@ -30,24 +31,9 @@ def places(first, c, C, TV, LAST: tl.constexpr, BP: tl.constexpr):
 
 
 @triton.jit
-def _keys(seed):
-    """splitmix64 of the seed."""
-    z = tl.load(seed).to(tl.uint64) + 0x9E3779B97F4A7C15
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
-    z = z ^ (z >> 31)
-    return z.to(tl.uint32), (z >> 32).to(tl.uint32)
-
-
-@triton.jit
 def _dropped(values, key0, key1, first, c, C, threshold, factor, BP: tl.constexpr):
     index = ((first + tl.arange(0, BP)) * C)[None, :] + c.to(tl.int64)[:, None]
-    h = index.to(tl.uint32) ^ key0
-    h = (h ^ (h >> 16)) * 0x7FEB352D
-    h = (h ^ (h >> 15)) + key1 + (index >> 32).to(tl.uint32) * 0x9E3779B9
-    h = h * 0x846CA68B
-    h = h ^ (h >> 16)
-    return tl.where(h >= tl.cast(threshold, tl.uint32), values * factor, 0.0)
+    return tl.where(hashed(index, key0, key1) >= tl.cast(threshold, tl.uint32), values * factor, 0.0)
 
 
 @triton.jit
@@ -69,7 +55,7 @@ def _forward(
     z = tl.load(x + row * x_pitch + column, mask=here, other=0.0).to(tl.float32)
     z = z * _coefficients(scale, c, channels) + _coefficients(shift, c, channels)
     if seed is not None:
-        key0, key1 = _keys(seed)
+        key0, key1 = hash_keys(seed)
         z = _dropped(z, key0, key1, first, c, C, threshold, factor, BP)
     if residual is not None:
         r = tl.load(residual + row * residual_pitch + column, mask=here, other=0.0).to(tl.float32)
@@ -94,7 +80,7 @@ def _backward(
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     channels = c < C
     if seed is not None:
-        key0, key1 = _keys(seed)
+        key0, key1 = hash_keys(seed)
     of_scale = tl.zeros((BC, BP), tl.float32)
     of_shift = tl.zeros((BC, BP), tl.float32)
     of_residual_scale = tl.zeros((BC, BP), tl.float32)
