@@ -1,9 +1,11 @@
 # make demo   set up and run the main job (make demo DATA=<folder of NW-UCLA JSON files> for the real set)
 # make test   set up and run the tests
 # TORCH=2.13.0 names the torch to install; PYTHON=python3.12 the interpreter. Both apply to a new .venv.
+# WORKERS=2 is how many processes run the tests.
 
 TORCH ?= 2.13.0
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -15,7 +17,7 @@ demo: setup
 	$(BIN)/skelops demo $(if $(DATA),--data "$(DATA)")
 
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check

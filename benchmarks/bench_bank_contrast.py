@@ -38,8 +38,9 @@ def released(
         negative = torch.masked_select(similarity[i], negative_mask[i].bool())
         hard_positive = positive.sort(stable=True)[0][:POSITIVES]
         hard_negative = negative.sort(stable=True, descending=True)[0][:HARD]
-        random.sample(range(len(negative)), RANDOM)
-        for chosen in (hard_negative, similarity[i][drawn[i]]):
+        random.sample(list(range(len(negative))), RANDOM)
+        place = negative_mask[i].bool().cumsum(0) - 1
+        for chosen in (hard_negative, negative[place[drawn[i]]]):
             rows.append(torch.cat([hard_positive[:, None], chosen.expand(POSITIVES, -1)], 1))
     if not rows:
         return features.sum() * 0
