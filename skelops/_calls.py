@@ -104,6 +104,12 @@ def _enqueue(dtype: torch.dtype) -> Iterator[partial]:
         yield partial(_ring_write, torch.zeros(shape, dtype=dtype), keys, torch.zeros(1, dtype=torch.int64))
 
 
+def _nt_xent(dtype: torch.dtype) -> Iterator[partial]:
+    for S, N, P, D in ((4, 16, 25, 256), (4, 16, 13, 256), (2, 1, 128, 1024)):
+        pairs = [(0, 1)] if S == 2 else [(0, 1), (0, 3), (2, 1), (2, 3)]
+        yield partial(skelops.nt_xent, torch.randn(S, N, P, D).to(dtype).requires_grad_(), pairs)
+
+
 def _norm_act(dtype: torch.dtype) -> Iterator[partial]:
     seed = torch.tensor([1])
     for x in _maps(dtype, (256, 64, 50, 25), (256, 256, 16, 25)):
@@ -179,6 +185,7 @@ CALLS: dict[str, Callable[[torch.dtype], Iterator[partial]]] = {
     "joint_attention": _joint_attention,
     "mask_pool": _mask_pool,
     "norm_act": _norm_act,
+    "nt_xent": _nt_xent,
     "queue_attention": _queue_attention,
     "squeeze_pool": _squeeze_pool,
     "temporal_conv": _temporal_conv,

@@ -27,6 +27,7 @@ DOTS = (
     "info_nce",
     "joint_attention",
     "multi_scale_conv",
+    "nt_xent",
     "queue_attention",
     "temporal_conv",
 )

@@ -6,6 +6,7 @@ import math
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import check_against_eager, run_at_level
@@ -159,6 +160,21 @@ def test_strides(view: str) -> None:
     expected = eager(copy, pairs)
     torch.testing.assert_close(losses[0], expected)
     torch.testing.assert_close(gradients[0], torch.autograd.grad(expected.sum(), copy)[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2], ids=["sets", "clips", "tokens"])
+@pytest.mark.parametrize("dtype", [torch.float16], ids=str)
+@pytest.mark.usefixtures("kernels")
+def test_addresses_past_32_bits(axis: int, dtype: torch.dtype) -> None:
+    # Zeros that are never touched take no memory; the last set, clip or token begins at element 2**31.
+    memory = torch.from_numpy(np.zeros(2**31 + 200, np.float16)).to(torch.get_default_device())
+    strides = [60, 20]
+    strides.insert(axis, 2**30)
+    values = torch.randn(3, 3, 3, 20).to(dtype)
+    tokens = memory.as_strided((3, 3, 3, 20), (*strides, 1)).copy_(values).requires_grad_()
+    loss, expected = (skelops.nt_xent(x, [(0, 2), (1, 0)]) for x in (tokens, values.requires_grad_()))
+    assert torch.equal(loss, expected)
+    assert torch.equal(torch.autograd.grad(loss.sum(), tokens)[0], torch.autograd.grad(expected.sum(), values)[0])
 
 
 @pytest.mark.usefixtures("kernels")
