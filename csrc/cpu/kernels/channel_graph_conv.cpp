@@ -192,11 +192,12 @@ void backward(const ChannelGraphConvBackward& p, int64_t begin, int64_t end, con
   float* of_topology = scratch(kTopologyGrad, E * kBlock);
   float* of_differences = scratch(kDifferenceGrad, s.K * E * padded(s.R));
   float* of_adjacency = scratch(kAdjacencyGrad, s.K * E * kBlock);
+  int64_t widest = 0;  // of the blocks of a sample that are done here: the first, as only the last block is narrower
   for (int64_t item = begin; item < end; ++item) {
     const int64_t b = item / s.blocks, block = item % s.blocks, c = block * kBlock, n = smaller(kBlock, s.C - c);
     const int64_t width = round_up(n, kLanes);
     const bool first = item == begin || block == 0;
-    if (first) fill_table(p.forward, b, table);
+    if (first) fill_table(p.forward, b, table), widest = width;
     load_gradient<T>(p, b, c, n, grad);
     for (int64_t k = 0; k < s.K; ++k) {
       if (p.grad_x.data) build_topology(p.forward, table, k, block, width, topology);
@@ -217,7 +218,7 @@ void backward(const ChannelGraphConvBackward& p, int64_t begin, int64_t end, con
     }
     if (p.needs_topology && (item + 1 == end || block + 1 == s.blocks)) {
       const bool begins_here = item - block >= begin;
-      finish_sample(s, table, of_adjacency, round_up(smaller(kBlock, s.C), kLanes), of_differences, sums.adjacency,
+      finish_sample(s, table, of_adjacency, widest, of_differences, sums.adjacency,
                     begins_here ? sums.query + b * vectors : sums.head_query, begins_here ? sums.key + b * vectors : sums.head_key);
     }
   }
