@@ -114,7 +114,7 @@ def case(name: str, make: Callable[[int], Made], clips: int, dtype: torch.dtype)
     parameters = sum(p.numel() for p in ours.parameters() if p.requires_grad)
     return Case(
         op=name,
-        name=f"{name} N={clips} V=25 M=2",
+        name=f"N={clips} V=25 M=2",
         dtype=dtype,
         inputs=inputs,
         skelops=Step(ours, dtype),
