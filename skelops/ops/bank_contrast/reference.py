@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize
 
-from skelops.ops.info_nce.reference import _through_unit
+from skelops.ops.info_nce.reference import through_unit
 from skelops.ops.norm_act.reference import hashes
 from skelops.ops.queue_attention.reference import working_dtype
 
@@ -61,7 +61,7 @@ def bank_contrast(
         ]
         weights = torch.cat([-force.sum(2), *pushes], 1) * (share / temperature)
         of_unit = (weights[:, None] @ slots[torch.cat(chosen, 1)])[:, 0]
-        return loss, kept, torch.where(kept[:, None], _through_unit(of_unit, x, unit), 0)
+        return loss, kept, torch.where(kept[:, None], through_unit(of_unit, x, unit), 0)
 
 
 def bank_contrast_backward(loss_gradient: Tensor, gradient: Tensor, features: Tensor) -> Tensor:

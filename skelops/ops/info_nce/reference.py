@@ -14,6 +14,13 @@ def _unit(x: Tensor, dtype: torch.dtype, normalize: bool) -> Tensor:
     return torch.nn.functional.normalize(x.to(dtype), dim=-1) if normalize else x.to(dtype)
 
 
+def through_unit(gradient: Tensor, x: Tensor, unit: Tensor) -> Tensor:
+    """The gradient of x from that of x / max(|x|, 1e-12)."""
+    length = x.norm(dim=-1, keepdim=True)
+    along = torch.where(length < 1e-12, 0, (unit * gradient).sum(-1, keepdim=True))
+    return (gradient - along * unit) / length.clamp_min(1e-12)
+
+
 def _entries(key: Tensor, extra_positives: Tensor | None, extra_negatives: Tensor | None) -> Tensor:
     """All that a row is contrasted with besides the queue (N, 1 + P + E, D), positives first."""
     dtype = working_dtype(key, extra_positives, extra_negatives)
@@ -84,7 +91,7 @@ def info_nce_backward(
         of_query = scale * (of_all[:, None] * mean - (pull[:, None] @ unit_entries)[:, 0]) if needs[0] else unit_q
         of_entries = scale * weights[:, :, None] * unit_q[:, None]
         if normalize:
-            of_query, of_entries = _through_unit(of_query, q, unit_q), _through_unit(of_entries, entries, unit_entries)
+            of_query, of_entries = through_unit(of_query, q, unit_q), through_unit(of_entries, entries, unit_entries)
         of_key, of_positives, of_negatives = of_entries.split([1, positives - 1, entries.shape[1] - positives], 1)
 
         def given(wanted: bool, x: Tensor | None, gradient: Tensor) -> Tensor:
@@ -96,10 +103,3 @@ def info_nce_backward(
             given(needs[2], extra_positives, of_positives),
             given(needs[3], extra_negatives, of_negatives),
         )
-
-
-def _through_unit(gradient: Tensor, x: Tensor, unit: Tensor) -> Tensor:
-    """The gradient of x from that of x / max(|x|, 1e-12)."""
-    length = x.norm(dim=-1, keepdim=True)
-    along = torch.where(length < 1e-12, 0, (unit * gradient).sum(-1, keepdim=True))
-    return (gradient - along * unit) / length.clamp_min(1e-12)

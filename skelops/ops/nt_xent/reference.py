@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from skelops.ops.info_nce.reference import _through_unit
+from skelops.ops.info_nce.reference import through_unit
 from skelops.ops.queue_attention.reference import working_dtype
 
 
@@ -46,4 +46,4 @@ def nt_xent_backward(
         for g, (a, b) in enumerate(zip(pairs[::2], pairs[1::2], strict=True)):
             of_unit[a] += of_both[g, :, :P]
             of_unit[b] += of_both[g, :, P:]
-        return _through_unit(of_unit, x, unit).to(tokens.dtype)
+        return through_unit(of_unit, x, unit).to(tokens.dtype)
