@@ -4,6 +4,7 @@ The frameworks and encoders need only torch; training, evaluation and their comm
 """
 
 from skelops.methods.encoders import STGCN
+from skelops.methods.fine_tuned import FineTuned
 from skelops.methods.scd_net import SCDNet
 from skelops.methods.sds_cl import SDSCL
 from skelops.methods.skeattn_clr import SkeAttnCLR
@@ -12,4 +13,4 @@ from skelops.methods.skeleton_clr import SkeletonCLR
 from skelops.methods.std_cl import STDCL
 from skelops.methods.supervised import Supervised
 
-__all__ = ["SDSCL", "STDCL", "STGCN", "SCDNet", "SkeAttnCLR", "SkeleMixCLR", "SkeletonCLR", "Supervised"]
+__all__ = ["SDSCL", "STDCL", "STGCN", "FineTuned", "SCDNet", "SkeAttnCLR", "SkeleMixCLR", "SkeletonCLR", "Supervised"]

@@ -8,7 +8,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from skelops.methods.data_module import SkeletonData
-from skelops.methods.evaluation import extract_features, knn_predict
+from skelops.methods.evaluation import extract_features, in_batches, knn_predict
+from skelops.methods.supervised import Supervised
 from skelops.methods.training import Training
 from torchmetrics.functional.classification import multiclass_accuracy
 
@@ -55,13 +56,12 @@ class AccuracyMonitor(pl.Callback):
         self.start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Training)
+        assert isinstance(pl_module, Training) and isinstance(pl_module.framework, Supervised)
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         self.seconds.append(time.perf_counter() - self.start)
-        encoder, test = pl_module.framework.encoder_q, trainer.datamodule.split("test")  # type: ignore[attr-defined]
-        with torch.no_grad():
-            logits = encoder.fc(extract_features(encoder, test.clips))
+        framework, test = pl_module.framework, trainer.datamodule.split("test")  # type: ignore[attr-defined]
+        logits = in_batches(framework, lambda clips: framework.logits(framework.streams(clips)), test.clips)
         labels, classes = test.labels.to(logits.device), test.num_classes
         top1, top5 = (
             multiclass_accuracy(logits, labels, classes, average="micro", top_k=min(k, classes)) for k in (1, 5)

@@ -33,32 +33,32 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def build_encoder(checkpoint: dict[str, Any]) -> Encoder:
+    """An encoder of the checkpoint's kind and hyper-parameters, with weights of its own.
+
+    Raises:
+        ValueError: the encoder is unknown here.
+    """
+    name, arguments = checkpoint["encoder"]["name"], checkpoint["encoder"]["arguments"]
+    if name not in ENCODERS:
+        raise ValueError(f"checkpoint: expected an encoder of {', '.join(ENCODERS)}, got {name!r}")
+    build: Callable[..., Encoder] = ENCODERS[name]
+    return build(**arguments)
+
+
 def load_encoder(checkpoint: dict[str, Any]) -> Encoder:
     """The encoder of a checkpoint, without its projector or classifier, in evaluation mode.
 
     Raises:
         ValueError: the encoder is unknown here, or the weights do not fit it.
     """
-    name, arguments = checkpoint["encoder"]["name"], checkpoint["encoder"]["arguments"]
-    if name not in ENCODERS:
-        raise ValueError(f"checkpoint: expected an encoder of {', '.join(ENCODERS)}, got {name!r}")
-    build: Callable[..., Encoder] = ENCODERS[name]
-    encoder = build(**arguments)
-    load_weights(encoder, checkpoint)
-    return encoder.eval()
-
-
-def load_weights(encoder: Encoder, checkpoint: dict[str, Any]) -> None:
-    """Loads the weights of a checkpoint's encoder, without its projector or classifier.
-
-    Raises:
-        ValueError: the weights do not fit; names the first that differs.
-    """
+    encoder = build_encoder(checkpoint)
     prefix = "framework.encoder_q."
     weights = {key.removeprefix(prefix): w for key, w in checkpoint["state_dict"].items() if key.startswith(prefix)}
     weights = {key: w for key, w in weights.items() if not key.startswith("fc.")}
     check_weights(encoder, weights)
     encoder.load_state_dict(weights, strict=False)
+    return encoder.eval()
 
 
 def check_weights(module: nn.Module, weights: dict[str, Any]) -> None:

@@ -17,27 +17,35 @@ from skelops.data import SkeletonDataset
 class ShuffledBatches(Sampler[list[int]]):
     """Batches of indices in an order that depends on seed and epoch alone, so that a resumed run sees the same batches.
 
-    Every clip comes ``repeats`` times. The last, smaller batch is dropped.
+    The last, smaller batch is dropped.
+
+    Args:
+        clips: how many there are.
+        batch_size: of each batch.
+        seed: of the order.
+        epoch_clips: clips of an epoch, in which every clip comes equally often up to chance; None: each once.
     """
 
-    def __init__(self, clips: int, batch_size: int, seed: int, repeats: int = 1) -> None:
-        if not 1 <= batch_size <= clips:
-            raise ValueError(f"batch_size: expected 1 to {clips}, the number of training clips, got {batch_size}")
-        if repeats < 1:
-            raise ValueError(f"repeats: expected at least 1, got {repeats}")
-        self.clips, self.batch_size, self.seed, self.repeats, self.epoch = clips, batch_size, seed, repeats, 0
+    def __init__(self, clips: int, batch_size: int, seed: int, epoch_clips: int | None = None) -> None:
+        self.epoch_clips = clips if epoch_clips is None else epoch_clips
+        if not 1 <= batch_size <= self.epoch_clips:
+            raise ValueError(
+                f"batch_size: expected 1 to {self.epoch_clips}, the training clips of an epoch, got {batch_size}"
+            )
+        self.clips, self.batch_size, self.seed, self.epoch = clips, batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before every epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.clips * self.repeats // self.batch_size
+        return self.epoch_clips // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
         # numpy-like seeding of one stream per epoch: seeds of neighbouring runs must not share their epochs.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.clips * self.repeats, generator=generator) % self.clips
+        repeats = -(-self.epoch_clips // self.clips)
+        order = torch.randperm(self.clips * repeats, generator=generator)[: self.epoch_clips] % self.clips
         yield from (batch.tolist() for batch in order.split(self.batch_size)[: len(self)])
 
 
@@ -72,7 +80,7 @@ class SkeletonData(pl.LightningDataModule):
         whole_clips: training clips keep all of their frames (zero-padded to the longest), of which the views draw;
             the clips of evaluation have ``frames`` in any case. NW-UCLA only.
         labelled: share of the clips of every class that training gets, for semi-supervised fine-tuning; which ones
-            depends on ``seed`` alone.
+            depends on ``seed`` alone. They come so often that an epoch has as many steps as with all clips.
         options: further arguments of the reader, such as ``{benchmark: ntu60_xview}`` or ``{align: false}``.
     """
 
@@ -131,9 +139,11 @@ class SkeletonData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches (clips (N, 3, T, V, M), labels (N,), indices, lengths (N,))."""
-        train = self.training_clips()
-        sizes = self.hparams["batch_size"], self.hparams["seed"], self.hparams["repeats"]
-        batches = ShuffledBatches(len(train), *sizes)
+        train, repeats = self.training_clips(), self.hparams["repeats"]
+        if repeats < 1:
+            raise ValueError(f"data.repeats: expected at least 1, got {repeats}")
+        epoch_clips = repeats * len(self.split("train"))
+        batches = ShuffledBatches(len(train), self.hparams["batch_size"], self.hparams["seed"], epoch_clips)
         # A list of indices gathers a batch in one call. The loader's own generator keeps it off the global one, which
         # drives dropout and is part of the checkpoint.
         return DataLoader(train, sampler=batches, batch_size=None, generator=torch.Generator())

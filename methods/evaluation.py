@@ -15,13 +15,18 @@ from skelops.data import SkeletonDataset
 
 
 @torch.no_grad()
+def in_batches(model: nn.Module, function: Callable[[Tensor], Tensor], clips: Tensor, batch_size: int = 128) -> Tensor:
+    """A function of the model of clips (N, C, T, V, M), batch by batch on the model's device, in evaluation mode."""
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
+    results = [function(batch.to(device)) for batch in clips.split(batch_size)]
+    model.train(was_training)
+    return torch.cat(results)
+
+
 def extract_features(encoder: Encoder, clips: Tensor, batch_size: int = 128) -> Tensor:
     """Features (N, D) of clips (N, C, T, V, M) without augmentation, the encoder in evaluation mode, on its device."""
-    device, was_training = next(encoder.parameters()).device, encoder.training
-    encoder.eval()
-    features = [encoder.features(batch.to(device)) for batch in clips.split(batch_size)]
-    encoder.train(was_training)
-    return torch.cat(features)
+    return in_batches(encoder, encoder.features, clips, batch_size)
 
 
 def knn_predict(

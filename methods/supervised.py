@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from skelops.methods.checkpoint import load_weights, read_checkpoint
 from skelops.methods.encoders import Encoder
 from skelops.methods.framework import Batch, Framework
 from torch import Generator, Tensor, nn
@@ -19,50 +18,39 @@ class Supervised(Framework):
         encoder: any encoder; its ``fc`` becomes the classifier.
         num_classes: classes, counted from 0.
         label_smoothing: share of the target that is spread evenly over all classes.
-        pretrained: checkpoint of ``skelops train`` whose encoder this one starts from (fine-tuning); None: as it is.
-        frozen_statistics: normalise with the running statistics, which stay as they are, and drop nothing: encoder and
-            classifier train in evaluation mode, as the releases of SkeleMixCLR and SkeAttnCLR fine-tune.
 
     Raises:
-        ValueError: ``num_classes`` or ``label_smoothing`` is out of range, or the checkpoint is none of this encoder.
+        ValueError: ``num_classes`` or ``label_smoothing`` is out of range.
 
     The classifier starts as in 2s-AGCN and CTR-GCN, from N(0, 2 / num_classes).
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        num_classes: int,
-        label_smoothing: float = 0.0,
-        pretrained: str | None = None,
-        frozen_statistics: bool = False,
-    ) -> None:
+    def __init__(self, encoder: Encoder, num_classes: int, label_smoothing: float = 0.0) -> None:
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"num_classes: expected at least 2, got {num_classes}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing: expected 0 to below 1, got {label_smoothing}")
-        if pretrained is not None:
-            load_weights(encoder, read_checkpoint(pretrained))
-        self.num_classes, self.label_smoothing, self.frozen_statistics = num_classes, label_smoothing, frozen_statistics
+        self.num_classes, self.label_smoothing = num_classes, label_smoothing
         fc = nn.Linear(encoder.feature_dim, num_classes)
         nn.init.normal_(fc.weight, 0.0, math.sqrt(2.0 / num_classes))
         encoder.fc = fc
         self.encoder_q = encoder
 
-    def train(self, mode: bool = True) -> Supervised:
-        """Training mode, in which frozen statistics stay frozen."""
-        super().train(mode)
-        if self.frozen_statistics:
-            self.encoder_q.eval()
-        return self
+    def streams(self, clips: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """What is classified of clips (N, C, T, V, M), of which a view is drawn: the clips."""
+        return clips
 
-    def forward(self, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """``loss`` of clips (N, C, T, V, M) with labels (N,) int64, and ``accuracy``, the share classified right."""
-        logits = self.encoder_q(clips)
+    def logits(self, streams: Tensor) -> Tensor:
+        """Logits (N, num_classes) of `streams`."""
+        return self.encoder_q(streams)
+
+    def forward(self, streams: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """``loss`` of `streams` with labels (N,) int64, and ``accuracy``, the share classified right."""
+        logits = self.logits(streams)
         accuracy = (logits.argmax(1) == labels).float().mean()
         return {"loss": cross_entropy(logits, labels, label_smoothing=self.label_smoothing), "accuracy": accuracy}
 
     def step(self, batch: Batch, view: Callable[[Tensor], Tensor], generator: Generator | None) -> dict[str, Tensor]:
         """One view, and the labels."""
-        return self(view(batch.clips), batch.labels)
+        return self(view(self.streams(batch.clips, batch.lengths)), batch.labels)

@@ -113,7 +113,7 @@ def test_python_dash_m() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "nope"], "expected a file or one of scd_net/nw_ucla, scd_net/synthetic, sds_cl/"),
+        (["--config", "nope"], "expected a file or one of fine_tune/nw_ucla, fine_tune/synthetic, "),
         (["--config", "tiny.yaml", "--model.framework.tau", "1"], "tau"),
         (["--config", "tiny.yaml", "--data.batch_sizes", "1"], "--data.batch_sizes"),
         (["--config", "tiny.yaml", "--data.batch_size", "many"], "many"),

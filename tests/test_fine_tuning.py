@@ -1,4 +1,4 @@
-"""Fine-tuning and semi-supervised training: shares of labels, weights of a checkpoint, frozen statistics."""
+"""Fine-tuning: shares of labels, the encoder of a checkpoint, streams, frozen statistics, transfer."""
 
 from __future__ import annotations
 
@@ -6,30 +6,76 @@ from pathlib import Path
 
 import pytest
 import torch
-from skelops.methods import STGCN, Supervised
+
+import skelops
+from skelops.data.transforms import motion_stream
 
 pytest.importorskip("lightning.pytorch", reason="needs the [train] extra")
 
-from skelops.methods.commands.train import build
+from skelops.methods import FineTuned
+from skelops.methods.checkpoint import load_encoder, read_checkpoint
+from skelops.methods.commands import eval as eval_command
+from skelops.methods.commands.train import TrainCLI, build
 from skelops.methods.data_module import SkeletonData, labelled_subset
 
-ENCODER = "{class_path: skelops.methods.STGCN, init_args: {layout: ntu, width: 4, feature_dim: 16}}"
-RUN = f"""
-name: NAME
+from skelops.cli import CommandError
+
+STGCN = "{class_path: skelops.methods.STGCN, init_args: {layout: ntu, width: 4, feature_dim: 16}}"
+SCD = (
+    "{class_path: skelops.methods.encoders.SCDEncoder,"
+    " init_args: {layout: ntu, bodies: 2, frames: 8, width: 4, hidden_dim: 16, heads: 2}}"
+)
+PRETRAINING = """
+name: pretraining
 model:
   framework:
     class_path: skelops.methods.FRAMEWORK
-    init_args: {{encoder: {ENCODER}, ARGUMENTS}}
-data: {{source: synthetic, frames: 8, batch_size: 12, options: {{clips_per_class: 4}}}}
-trainer: {{max_epochs: 1, accelerator: cpu}}
-monitor: {{every: 0}}
+    init_args: {encoder: ENCODER, ARGUMENTS}
+  views: {crop: 0, shear: 0.1}
+data: {source: synthetic, frames: 8, batch_size: 12, options: {clips_per_class: 4}}
+trainer: {max_epochs: 1, accelerator: cpu}
+monitor: {every: 0}
 """
+METHODS = {
+    "SkeleMixCLR": (STGCN, "embedding: 8, queue_size: 40"),
+    "SDSCL": (STGCN, "heads: 2"),
+    "SCDNet": (SCD, "embedding: 8, queue_size: 40"),
+    "STDCL": (STGCN, "num_classes: 15, clips: 60, frames: 2, embedding: 8"),
+}
 
 
-def config(name: str, framework: str, arguments: str) -> str:
-    text = RUN.replace("NAME", name).replace("FRAMEWORK", framework).replace("ARGUMENTS", arguments)
-    Path(f"{name}.yaml").write_text(text)
-    return f"{name}.yaml"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fine_tuning")
+
+
+@pytest.fixture(autouse=True)
+def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(folder: Path) -> dict[str, Path]:
+    """One short pretraining per method."""
+    found = {}
+    for method, (encoder, arguments) in METHODS.items():
+        text = PRETRAINING.replace("FRAMEWORK", method).replace("ENCODER", encoder).replace("ARGUMENTS", arguments)
+        (folder / "pretraining.yaml").write_text(text)
+        found[method] = build(["--config", str(folder / "pretraining.yaml"), "--runs", str(folder / "runs")]).fit()
+    return found
+
+
+def tune(checkpoint: Path, **keys: object) -> TrainCLI:
+    """``skelops train --config fine_tune/synthetic`` with few and short clips."""
+    settings = {
+        "model.framework.init_args.pretrained": checkpoint,
+        "data.frames": 8,
+        "data.batch_size": 12,
+        "data.options": "{clips_per_class: 4}",
+        "trainer.max_epochs": 1,
+        **keys,
+    }
+    return build(["--config", "fine_tune/synthetic", *(f"--{key}={value}" for key, value in settings.items())])
 
 
 @pytest.mark.parametrize("share", [0.05, 0.15, 0.4, 1.0])
@@ -58,36 +104,113 @@ def test_training_gets_the_share_and_evaluation_all() -> None:
     assert torch.equal(batch[0], clips.clips[batch[2]])
 
 
-def test_a_run_starts_from_the_encoder_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    pretraining = build(["--config", config("first", "SkeleMixCLR", "embedding: 8, queue_size: 40")])
-    checkpoint = pretraining.fit()
-    arguments = f"num_classes: 15, pretrained: {checkpoint}"
-    tuning = build(["--config", config("second", "Supervised", arguments), "--data.labelled", "0.5"])
-    weights, start = pretraining.model.framework.encoder_q.state_dict(), tuning.model.framework.encoder_q.state_dict()
-    for name, weight in weights.items():
-        if not name.startswith("fc."):
-            assert torch.equal(start[name], weight), name
-    tuning.fit()
-    assert len(tuning.datamodule.training_clips()) == 30
+@pytest.mark.parametrize("method", METHODS)
+def test_one_command_fine_tunes_the_encoder_of_every_method(method: str, checkpoints: dict[str, Path]) -> None:
+    cli = tune(checkpoints[method], **{"data.labelled": 0.5})
+    pretrained = load_encoder(read_checkpoint(checkpoints[method])).state_dict()
+    weights = cli.model.framework.encoder_q.state_dict()
+    assert weights.keys() - pretrained.keys() == {"fc.weight", "fc.bias"}
+    assert all(torch.equal(weights[name], weight) for name, weight in pretrained.items())
+    assert all(module.training for module in cli.model.modules())
+    cli.fit()
+    assert len(cli.datamodule.training_clips()) == 30
+    assert cli.trainer.global_step == 60 // 12
+    assert not torch.equal(weights["fc.weight"], torch.zeros_like(weights["fc.weight"]))
+    assert all(parameter.grad is not None for parameter in cli.model.parameters())
+    assert 0 <= cli.accuracy()["top1"] <= 1
 
 
-def test_a_checkpoint_of_another_encoder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    checkpoint = build(["--config", config("first", "Supervised", "num_classes: 15")]).fit()
-    with pytest.raises(ValueError, match="checkpoint: its weights do not fit the configuration"):
-        Supervised(STGCN("ntu", width=8, feature_dim=16), 15, pretrained=str(checkpoint))
-    with pytest.raises(ValueError, match="checkpoint: expected a file, found none at no.ckpt"):
-        Supervised(STGCN("ntu", width=4, feature_dim=16), 15, pretrained="no.ckpt")
+def test_from_scratch_takes_the_hyper_parameters_alone(checkpoints: dict[str, Path]) -> None:
+    flag = {"model.framework.init_args.from_scratch": "true"}
+    encoder = tune(checkpoints["SkeleMixCLR"], **flag).model.framework.encoder_q
+    pretrained = load_encoder(read_checkpoint(checkpoints["SkeleMixCLR"]))
+    assert encoder.arguments == pretrained.arguments
+    assert not torch.equal(encoder.st_gcn_networks[0].gcn.conv.weight, pretrained.st_gcn_networks[0].gcn.conv.weight)
+    again = tune(checkpoints["SkeleMixCLR"], **flag).model.framework.encoder_q
+    other = tune(checkpoints["SkeleMixCLR"], **flag, seed_everything=1).model.framework.encoder_q
+    assert torch.equal(encoder.fc.weight, again.fc.weight)
+    assert not torch.equal(encoder.fc.weight, other.fc.weight)
 
 
-def test_frozen_statistics_stay() -> None:
-    model = Supervised(STGCN("ntu", width=4, feature_dim=16), 3, frozen_statistics=True).train()
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    clips, labels = torch.randn(6, 3, 8, 25, 2), torch.arange(6) % 3
-    first, second = model(clips, labels)["loss"], model(clips, labels)["loss"]
-    assert torch.equal(first, second)  # dropout drops nothing
-    first.backward()
-    for name, buffer in model.named_buffers():
+def test_both_streams_share_encoder_and_classifier(checkpoints: dict[str, Path]) -> None:
+    cli = tune(checkpoints["SDSCL"], **{"model.framework.init_args.streams": "both"})
+    cli.fit()
+    framework, clips = cli.model.framework.eval(), cli.datamodule.split("test").clips
+    with torch.no_grad():
+        expected = framework.encoder_q(clips) + framework.encoder_q(motion_stream(clips))
+        assert torch.allclose(framework.logits(framework.streams(clips)), expected, atol=1e-5)
+        top1 = (expected.argmax(1) == cli.datamodule.split("test").labels).float().mean()
+    assert cli.accuracy()["top1"] == pytest.approx(float(top1), abs=2 / len(clips))
+
+
+def test_views_move_both_streams_alike() -> None:
+    framework = FineTuned.__new__(FineTuned)
+    framework.with_motion = True
+    clips, lengths = torch.randn(2, 3, 6, 25, 2), torch.tensor([4, 6])
+    streams = framework.streams(clips, lengths)
+    assert torch.equal(streams[..., :2], clips)
+    assert torch.equal(streams[..., 2:], motion_stream(clips, lengths))
+    assert not streams[0, :, 3:, :, 2:].any()
+
+
+def test_transfer_to_other_classes(checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another set of the same joints, here the synthetic one cut to its first nine classes."""
+    load = skelops.data.synthetic.load
+
+    def nine(**arguments: object) -> skelops.data.SkeletonDataset:
+        whole = load(**arguments)
+        chosen = whole.labels < 9
+        return skelops.data.SkeletonDataset(whole.clips[chosen], whole.labels[chosen], "ntu", whole.class_names[:9])
+
+    monkeypatch.setattr("skelops.data.synthetic.load", nine)
+    cli = tune(checkpoints["SkeleMixCLR"], **{"model.framework.init_args.num_classes": 9, "data.labelled": 0.25})
+    checkpoint = cli.fit()
+    assert cli.model.framework.encoder_q.fc.out_features == 9
+    assert cli.accuracy()["best"] >= 0
+    eval_command.main(["--checkpoint", str(checkpoint), "--neighbours", "[1]"])
+    with pytest.raises(CommandError, match="model.framework.num_classes: expected 9, got 15"):
+        tune(checkpoints["SkeleMixCLR"])
+
+
+def test_frozen_statistics_stay(checkpoints: dict[str, Path]) -> None:
+    cli = tune(checkpoints["SkeleMixCLR"], **{"model.framework.init_args.frozen_statistics": "true"})
+    encoder = cli.model.framework.encoder_q
+    before = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+    weight = encoder.fc.weight.detach().clone()
+    cli.fit()
+    for name, buffer in encoder.named_buffers():
         assert torch.equal(buffer, before[name]), name
-    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert not torch.equal(encoder.fc.weight, weight)
+    clips, labels = torch.randn(6, 3, 8, 25, 2), torch.arange(6)
+    framework = cli.model.framework.train()
+    assert torch.equal(*(framework(clips, labels)["loss"] for _ in range(2)))  # dropout drops nothing
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"pretrained": "no.ckpt"}, "checkpoint: expected a file, found none at no.ckpt"),
+        ({"pretrained": "pretraining.yaml"}, "checkpoint: pretraining.yaml cannot be read"),
+        ({"streams": "motion"}, "streams"),
+        ({"frozen_statistics": "true", "from_scratch": "true"}, "frozen_statistics: expected false with from_scratch"),
+        ({"num_classes": 1}, "num_classes: expected at least 2, got 1"),
+    ],
+)
+def test_bad_arguments_are_one_line(keys: dict[str, object], message: str, checkpoints: dict[str, Path]) -> None:
+    with pytest.raises(CommandError, match=message) as caught:
+        tune(checkpoints["SkeleMixCLR"], **{f"model.framework.init_args.{key}": value for key, value in keys.items()})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_is_needed() -> None:
+    with pytest.raises(CommandError, match="pretrained"):
+        build(["--config", "fine_tune/synthetic"])
+
+
+def test_clips_of_another_layout_are_refused(checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = skelops.data.SkeletonDataset(
+        torch.zeros(4, 3, 8, 20, 1), torch.arange(4), "nw_ucla", tuple(f"class {i}" for i in range(15))
+    )
+    monkeypatch.setattr("skelops.data.synthetic.load", lambda **arguments: clips)
+    with pytest.raises(CommandError, match="expected an encoder of layout nw_ucla, got ntu"):
+        tune(checkpoints["SkeleMixCLR"])

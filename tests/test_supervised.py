@@ -193,7 +193,7 @@ def test_a_resumed_run_knows_the_best_epoch_and_ends_alike(config: str) -> None:
     ("arguments", "message"),
     [
         (["--model.framework.num_classes", "9"], "model.framework.num_classes: expected 10, got 9"),
-        (["--model.framework.encoder.layout", "ntu"], "encoder.layout: expected nw_ucla, got ntu"),
+        (["--model.framework.encoder.layout", "ntu"], "expected an encoder of layout nw_ucla, got ntu"),
         (["--model.views.frames", "0"], "model.views.frames: expected the frames to draw of data.whole_clips, got 0"),
         (["--data.source", "synthetic", "--data.options", "{}"], "data.whole_clips: expected false for synthetic"),
     ],

@@ -40,6 +40,7 @@ def quiet() -> None:
         ".*smaller than the logging interval.*",
         ".*isinstance\\(treespec, LeafSpec\\).*",
         ".*GPU available but not used.*",
+        ".*in eval mode at the start of training.*",  # frozen statistics
         "The dirpath has changed.*",  # a resumed run writes to a folder of its own
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -145,7 +146,7 @@ class TrainCLI(LightningCLI):
         clips = len(self.datamodule.training_clips())
         if framework.encoder_q.layout.name != test.layout:
             raise ValueError(
-                f"model.framework.encoder.layout: expected {test.layout}, got {framework.encoder_q.layout.name}"
+                f"model.framework: expected an encoder of layout {test.layout}, got {framework.encoder_q.layout.name}"
             )
         if isinstance(framework, Supervised) and framework.num_classes != test.num_classes:
             raise ValueError(f"model.framework.num_classes: expected {test.num_classes}, got {framework.num_classes}")
