@@ -79,7 +79,7 @@ class SDSCL(Framework):
     III-D; released weights of one each).
 
     Args:
-        encoder: any encoder with a last map; published with DSTA. Its ``features`` are what is kept.
+        encoder: whose features are its pooled last map; published with DSTA.
         heads: S of the attentions.
         temperature: of every term.
         tokens: whether TSL and STL are there; False leaves GL alone (the ablation of the paper).
@@ -87,14 +87,15 @@ class SDSCL(Framework):
             positives of each other come from slightly different times.
 
     Raises:
-        ValueError: the channels of the last map do not divide among the heads.
+        ValueError: the encoder does not pool its last map, or the channels do not divide among the heads.
     """
 
     def __init__(
         self, encoder: Encoder, heads: int = 4, temperature: float = 0.07, tokens: bool = True, aligned: bool = True
     ) -> None:
         super().__init__()
-        channels = encoder.map_channels
+        encoder.check_pools_its_map("SDSCL")
+        channels = encoder.feature_dim
         if channels % heads:
             raise ValueError(f"heads: expected a divisor of the {channels} channels of the last map, got {heads}")
         self.encoder_q = encoder

@@ -47,6 +47,9 @@ class SkeleMixCLR(MomentumContrast):
         copy_after_init: see `MomentumContrast`.
         released_weights: draw the first weights as the released trainer does, from N(0, 0.02), which learns more slowly
             in short runs than PyTorch's default.
+
+    Raises:
+        ValueError: the encoder does not pool its last map, or ``mixes`` is below 1.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class SkeleMixCLR(MomentumContrast):
         copy_after_init: bool = True,
         released_weights: bool = False,
     ) -> None:
+        encoder.check_pools_its_map("SkeleMixCLR")
         if mixes < 1:
             raise ValueError(f"mixes: expected at least 1, got {mixes}")
         encoder.fc = projector(encoder.feature_dim, embedding)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from skelops.methods import SDSCL
-from skelops.methods.encoders import DSTA
+from skelops.methods.encoders import DSTA, HCN, Encoder, SCDEncoder
 from skelops.methods.framework import Batch
 from skelops.methods.sds_cl import StreamAttention
 from torch import Tensor
@@ -125,3 +125,10 @@ def test_motion_ends_with_the_clip() -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="heads: expected a divisor of the 32 channels of the last map, got 5"):
         SDSCL(DSTA("ntu", width=8, heads=2), heads=5)
+
+
+@pytest.mark.parametrize("encoder", [HCN(width=4, frames=16), SCDEncoder(width=8, frames=16, hidden_dim=16, heads=2)])
+def test_encoders_of_which_a_part_would_be_trained_are_refused(encoder: Encoder) -> None:
+    name = type(encoder).__name__
+    with pytest.raises(ValueError, match=f"encoder: SDSCL trains the last map.* those of {name} are not"):
+        SDSCL(encoder)

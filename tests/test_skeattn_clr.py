@@ -109,7 +109,7 @@ def test_momentum_rises_to_one() -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="encoder: SkeAttnCLR pools parts of the last map.* those of HCN are not"):
+    with pytest.raises(ValueError, match="encoder: SkeAttnCLR trains the last map.* those of HCN are not"):
         SkeAttnCLR(HCN(frames=16))
     with pytest.raises(ValueError, match="salience: expected 0 to 1, got 2"):
         framework(salience=2)

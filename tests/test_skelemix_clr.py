@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from skelops.methods import STGCN, SkeleMixCLR
+from skelops.methods.encoders import HCN, Encoder, SCDEncoder
 from skelops.methods.momentum_contrast import released_init
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -186,3 +187,10 @@ def test_the_step_under_autocast() -> None:
 def test_mixes_below_one_are_refused() -> None:
     with pytest.raises(ValueError, match="^mixes: expected at least 1, got 0"):
         framework(mixes=0)
+
+
+@pytest.mark.parametrize("encoder", [HCN(width=4, frames=16), SCDEncoder(width=8, frames=16, hidden_dim=16, heads=2)])
+def test_encoders_of_which_a_part_would_be_trained_are_refused(encoder: Encoder) -> None:
+    name = type(encoder).__name__
+    with pytest.raises(ValueError, match=f"encoder: SkeleMixCLR trains the last map.* those of {name} are not"):
+        SkeleMixCLR(encoder)

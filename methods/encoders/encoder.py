@@ -75,15 +75,15 @@ class Encoder(nn.Module, ABC):
         return self.feature_dim
 
     def check_pools_its_map(self, method: str) -> None:
-        """Refuses an encoder for a method that pools the last map in its own way to get features.
+        """Refuses an encoder for a method that trains the last map, as that would train a part of the features alone.
 
         Raises:
             ValueError: the features of this encoder are not its pooled last map.
         """
         if not self.pools_its_map:
             raise ValueError(
-                f"encoder: {method} pools parts of the last map, so it needs an encoder whose features are its pooled"
-                f" last map; those of {type(self).__name__} are not"
+                f"encoder: {method} trains the last map, so it needs an encoder whose features are its pooled last"
+                f" map; those of {type(self).__name__} are not"
             )
 
     def features_and_squeezes(self, clips: Tensor) -> tuple[Tensor, SqueezePool]:
