@@ -44,8 +44,7 @@ class Encoder(nn.Module, ABC):
     Attributes:
         arguments: all of it: ``type(encoder)(**encoder.arguments)`` is a twin without the weights.
         fc: the projector or classifier of a framework; `forward` applies it, `features` does not.
-        checkpointing: whether blocks recompute their maps in the backward pass instead of keeping them; a third more
-            time for less than a third of the memory.
+        checkpointing: whether blocks keep their inputs alone and run their forward pass again in the backward pass.
     """
 
     #: Frames of the clip per frame of the last map.
