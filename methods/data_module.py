@@ -71,7 +71,7 @@ class SkeletonData(pl.LightningDataModule):
     """Training and test split of a data set.
 
     Args:
-        source: "synthetic", "nw_ucla" or "ntu": the reader `skelops.data.SOURCE.load`.
+        source: "synthetic", "nw_ucla", "ntu" or "pku_mmd": the reader `skelops.data.SOURCE.load`.
         folder: folder of the files; the synthetic set needs none.
         frames: frames T that clips are resized to.
         batch_size: clips per step; the last, smaller batch of an epoch is dropped.
@@ -86,7 +86,7 @@ class SkeletonData(pl.LightningDataModule):
 
     def __init__(
         self,
-        source: Literal["synthetic", "nw_ucla", "ntu"] = "synthetic",
+        source: Literal["synthetic", "nw_ucla", "ntu", "pku_mmd"] = "synthetic",
         folder: str | None = None,
         frames: int = 64,
         batch_size: int = 128,

@@ -1,6 +1,6 @@
-"""Data sets and the transforms that feed them to a model: NW-UCLA, NTU RGB+D, and a synthetic one."""
+"""Data sets and the transforms that feed them to a model: NW-UCLA, NTU RGB+D, PKU-MMD, and a synthetic one."""
 
-from . import ntu, nw_ucla, synthetic, transforms
+from . import ntu, nw_ucla, pku_mmd, synthetic, transforms
 from .dataset import SkeletonDataset
 
-__all__ = ["SkeletonDataset", "ntu", "nw_ucla", "synthetic", "transforms"]
+__all__ = ["SkeletonDataset", "ntu", "nw_ucla", "pku_mmd", "synthetic", "transforms"]
