@@ -185,6 +185,41 @@ def test_many_tiles(B: int, memory_format: torch.memory_format) -> None:
             check_against_eager(rounded(form), eager(form, True), inputs, differentiable=range(5), factor=3)
 
 
+#: What the CPU kernels filter minimally: whole and partial tiles of six frames, and frames after them.
+MINIMAL = [Form(2, 34, 40, T, 3, k) for k in (7, 9) for T in (4, 6, 9, 10, 13)] + [
+    Form(1, 48, 32, 40, 25, 9),  # several items
+    Form(1, 32, 64, 7, 80, 7),  # more joints than rows of a product
+]
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("form", MINIMAL, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("affine", [False, True], ids=["plain", "affine"])
+def test_minimal_filtering(form: Form, dtype: torch.dtype, memory_format: torch.memory_format, affine: bool) -> None:
+    inputs = make(form, dtype, affine)
+    inputs[0] = inputs[0].contiguous(memory_format=memory_format)
+    with skelops.backend("cpu"):
+        check_against_eager(rounded(form), eager(form, True), inputs, differentiable=range(len(inputs)), factor=3)
+        check_against_eager(fused(form), eager(form), inputs, differentiable=(0,), factor=3)
+        check_against_eager(fused(form), eager(form), inputs, differentiable=(1,), factor=3)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+def test_non_finite_values_stay_within_a_minimal_tile(value: float) -> None:
+    form = Form(2, 32, 32, 30, 4, 9)
+    inputs = make(form, affine=False)
+    inputs[0][1, 3, 14, 2] = value
+    with skelops.backend("cpu"):
+        ours, theirs = fused(form)(*inputs), eager(form)(*inputs)
+    assert not ours[~theirs.isfinite()].isfinite().any()
+    spread = torch.zeros_like(ours, dtype=torch.bool)
+    spread[1, :, 6:24, 2] = True  # the tiles that frames 10 to 18 are in
+    assert ours[~spread].isfinite().all()
+
+
 def test_gradcheck() -> None:
     for form in (Form(2, 4, 6, 5, 2, 3, stride=2, groups=2), Form(1, 3, 2, 5, 2, 5, dilation=2)):
         inputs = [x.double().requires_grad_() for x in make(form)]
@@ -299,7 +334,7 @@ def test_bad_input() -> None:
 @pytest.mark.cpu
 @pytest.mark.parametrize("level", ["avx512", "avx2", "portable"])
 def test_other_instruction_sets(level: str) -> None:
-    run_at_level(level, __file__, "test_matches_eager or test_stats")
+    run_at_level(level, __file__, "test_matches_eager or test_stats or test_minimal_filtering")
 
 
 @pytest.mark.parametrize(

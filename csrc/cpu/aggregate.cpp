@@ -58,12 +58,8 @@ void backward_adjacency(const Tensor& grad, const Tensor& input, const Tensor& a
     kernel(p, begin, end, out, shared ? sums.data() + chunk * size : nullptr);
   });
   if (!shared) return;
-  std::vector<float> total(size, 0.0f);
-  for (int64_t i = 0; i < size; ++i) {
-    double sum = 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += sums[chunk * size + i];
-    total[i] = static_cast<float>(sum);
-  }
+  std::vector<float> total(size);
+  merge(sums, chunks, size, total.data());
   store_as(outputs[0], total.data());
 }
 

@@ -8,8 +8,6 @@
 namespace skelops {
 namespace {
 
-constexpr int64_t kVector = 16;  // floats of the widest vector
-
 // The classes of the anchors, ascending; a class is known by its place here, and any other by their number.
 class Classes {
  public:
@@ -43,9 +41,9 @@ void forward(const Tensor& features, const Tensor& labels, const Tensor& bank, c
   const auto* slot_label = static_cast<const int64_t*>(slot_labels.const_data_ptr());
   const auto* is_filled = static_cast<const bool*>(filled.const_data_ptr());
   const Classes classes(label, N);
-  const int64_t padded = (Q + kVector - 1) / kVector * kVector;
-  auto* of_slots = reinterpret_cast<int32_t*>(scratch(5, padded));
-  parallel_for(0, padded, 1 << 12, [&](int64_t begin, int64_t end) {
+  const int64_t places = padded(Q);
+  auto* of_slots = reinterpret_cast<int32_t*>(scratch(5, places));
+  parallel_for(0, places, 1 << 12, [&](int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j) of_slots[j] = j < Q && is_filled[j] ? classes.of(slot_label[j]) : kUnvisited;
   });
   std::vector<int64_t> members(classes.count(), 0);
@@ -65,9 +63,9 @@ void forward(const Tensor& features, const Tensor& labels, const Tensor& bank, c
   const Tensor rows = torch::stable::contiguous(features), slots = torch::stable::contiguous(bank);
   const auto count = static_cast<int64_t>(anchors.size());
   // An odd number of cache lines between rows keeps a column of them from falling into a few sets of the cache.
-  const int64_t pitch = (padded / kVector | 1) * kVector;
+  const int64_t pitch = (places / kChannelPad | 1) * kChannelPad;
   // So many anchors at a time that the similarities of a bank of usual size stay in the cache.
-  const int64_t block = std::min(count, std::clamp<int64_t>((1 << 22) / pitch, kVector, 64));
+  const int64_t block = std::min(count, std::clamp<int64_t>((1 << 22) / pitch, kChannelPad, 64));
   std::vector<float> losses(count);
   const auto keys = hash_keys(seed);
   BankContrast p{};
@@ -77,7 +75,7 @@ void forward(const Tensor& features, const Tensor& labels, const Tensor& bank, c
   p.positives = positives, p.hard_negatives = hard_negatives, p.random_negatives = random_negatives;
   p.scale = static_cast<float>(1 / temperature), p.share = static_cast<float>(1.0 / (2.0 * positives * count));
   p.keys[0] = keys[0], p.keys[1] = keys[1];
-  p.units = scratch(6, D * ((block + kVector - 1) / kVector * kVector));
+  p.units = scratch(6, D * padded(block));
   p.pitch = pitch;
   p.similarity = scratch(7, block * p.pitch);
   p.gradient = of_features;
@@ -94,18 +92,9 @@ void forward(const Tensor& features, const Tensor& labels, const Tensor& bank, c
   *loss = static_cast<float>(std::accumulate(losses.begin(), losses.end(), 0.0));
 }
 
-void backward(const Tensor& loss_gradient, const Tensor& gradient, const Tensor&, std::vector<Tensor> outputs) {
-  const Tensor saved = torch::stable::contiguous(gradient);
-  const float factor = *floats(loss_gradient), *from = floats(saved);
-  float* scaled = scratch(5, saved.numel());
-  std::transform(from, from + saved.numel(), scaled, [&](float x) { return factor * x; });
-  store_as(outputs[0], scaled);
-}
-
 }  // namespace
 }  // namespace skelops
 
 STABLE_TORCH_LIBRARY_IMPL(skelops_cpu, CPU, m) {
   m.impl("bank_contrast", TORCH_BOX(&skelops::forward));
-  m.impl("bank_contrast_backward", TORCH_BOX(&skelops::backward));
 }

@@ -64,26 +64,9 @@ void forward(const Tensor& input, const Tensor& query, const Tensor& key, const 
   const ChannelGraphConvShape& shape = arguments.shape;
   const ChannelGraphConv p = arguments.kernel(as_map(outputs[0]).output());
   const auto kernel = channel_graph_conv_at_level();
-  std::vector<double> sums(stats ? torch::stable::get_num_threads() * 2 * shape.C : 0, 0.0);
-  const int64_t chunks = for_chunks(shape.items(), [&](int64_t chunk, int64_t begin, int64_t end) {
-    kernel(p, begin, end, stats ? sums.data() + chunk * 2 * shape.C : nullptr);
-  });
-  for (int64_t part = 0; stats && part < 2; ++part) {
-    auto* out = static_cast<double*>(outputs[1 + part].mutable_data_ptr());
-    for (int64_t c = 0; c < shape.C; ++c) {
-      out[c] = 0;
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) out[c] += sums[(chunk * 2 + part) * shape.C + c];
-    }
-  }
-}
-
-// A gradient of sums (C,) float64 as (blocks * kBlock) floats; empty where there is none.
-std::vector<float> padded_floats(const std::optional<Tensor>& values, const ChannelGraphConvShape& shape) {
-  if (!values) return {};
-  const Tensor typed = to_float(*values);
-  std::vector<float> result(shape.blocks * kBlock, 0.0f);
-  std::copy_n(floats(typed), shape.C, result.data());
-  return result;
+  StatsSums sums(stats, shape.C);
+  const int64_t chunks = for_chunks(shape.items(), [&](int64_t chunk, int64_t begin, int64_t end) { kernel(p, begin, end, sums.of(chunk)); });
+  if (stats) sums.store(chunks, outputs[1], outputs[2]);
 }
 
 void store_topology_gradients(const Arguments& a, const std::vector<double>& of_weight, const std::vector<double>& of_adjacency,
@@ -116,17 +99,18 @@ void backward(const Tensor& grad, const Tensor& input, const Tensor& query, cons
   const Map grad_y = as_map(grad, Slices::of_rows);
   std::optional<Map> y;
   if (output) y = as_map(*output, Slices::of_rows);
-  const std::vector<float> rows = arguments.packed_rows(), of_sum = padded_floats(grad_sum, shape), of_square_sum = padded_floats(grad_square_sum, shape);
+  const int64_t Cp = shape.blocks * kBlock;
+  const std::vector<float> rows = arguments.packed_rows(), of_sum = padded_rows(grad_sum, 1, Cp), of_square_sum = padded_rows(grad_square_sum, 1, Cp);
   const ChannelGraphConvBackward p{arguments.kernel(y ? y->input() : MapData{}),
                                    grad_y.input(),
                                    needs_x ? as_map(outputs[0]).output() : MapData{},
-                                   grad_sum ? of_sum.data() : nullptr,
-                                   grad_square_sum ? of_square_sum.data() : nullptr,
+                                   data_of(of_sum),
+                                   data_of(of_square_sum),
                                    rows.data(),
                                    needs_topology};
   const auto kernel = channel_graph_conv_backward_at_level();
   const int64_t threads = torch::stable::get_num_threads(), K = shape.K;
-  const int64_t weights = K * (shape.R + 1) * shape.blocks * kBlock, edges = K * shape.edges(), vectors = K * shape.R * shape.V;
+  const int64_t weights = K * (shape.R + 1) * Cp, edges = K * shape.edges(), vectors = K * shape.R * shape.V;
   std::vector<double> of_weight(threads * weights, 0.0), of_adjacency(threads * edges, 0.0);
   std::vector<float> heads(threads * 2 * vectors, 0.0f), of_query(shape.B * vectors), of_key(shape.B * vectors);
   const int64_t chunks = for_chunks(shape.items(), [&](int64_t chunk, int64_t begin, int64_t end) {

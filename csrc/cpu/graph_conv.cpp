@@ -54,16 +54,9 @@ void forward(const Tensor& input, const Tensor& weight, const Tensor& adjacency,
   const GraphConv p{shape,         dtype_of(x.tensor), x.input(), y.output(),
                     packed.data(), floats(edges),      bias ? floats(*bias) : nullptr};
   const auto kernel = graph_conv_at_level();
-  std::vector<double> sums(stats ? torch::stable::get_num_threads() * 2 * shape.O : 0, 0.0);
-  const int64_t chunks = for_chunks(shape.items(), [&](int64_t chunk, int64_t begin, int64_t end) {
-    kernel(p, begin, end, stats ? sums.data() + chunk * 2 * shape.O : nullptr);
-  });
-  for (int64_t part = 0; stats && part < 2; ++part) {
-    auto* out = static_cast<double*>(outputs[1 + part].mutable_data_ptr());
-    std::fill_n(out, shape.O, 0.0);
-    for (int64_t chunk = 0; chunk < chunks; ++chunk)
-      for (int64_t o = 0; o < shape.O; ++o) out[o] += sums[(chunk * 2 + part) * shape.O + o];
-  }
+  StatsSums sums(stats, shape.O);
+  const int64_t chunks = for_chunks(shape.items(), [&](int64_t chunk, int64_t begin, int64_t end) { kernel(p, begin, end, sums.of(chunk)); });
+  if (stats) sums.store(chunks, outputs[1], outputs[2]);
 }
 
 void backward(const Tensor& grad, const Tensor& input, const Tensor& weight, const Tensor& adjacency, std::optional<Tensor> bias,

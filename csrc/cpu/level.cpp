@@ -3,6 +3,10 @@
 
 #include <torch/csrc/stable/library.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -53,9 +57,15 @@ float* scratch(int slot, int64_t floats) {
     std::free(buffer.data);
     buffer.data = nullptr;
     buffer.size = 0;
-    const size_t bytes = (static_cast<size_t>(floats) * sizeof(float) + 63) / 64 * 64;
-    buffer.data = static_cast<float*>(std::aligned_alloc(64, bytes));
+    // Packed weights are written and read at distances of a row: on small pages, each costs a miss of the TLB.
+    constexpr size_t huge = 2 << 20;
+    const size_t wanted = static_cast<size_t>(floats) * sizeof(float), alignment = wanted < huge ? 64 : huge;
+    const size_t bytes = (wanted + alignment - 1) / alignment * alignment;
+    buffer.data = static_cast<float*>(std::aligned_alloc(alignment, bytes));
     if (!buffer.data) throw std::bad_alloc();
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    if (alignment == huge) madvise(buffer.data, bytes, MADV_HUGEPAGE);
+#endif
     buffer.size = floats;
   }
   return buffer.data;

@@ -15,12 +15,15 @@ enum Slot { kPacked = 6, kSums = 7 };  // scratch of the calling thread; the ker
 constexpr int64_t kTileFloats = 160 * 1024, kMaxRows = 512;
 constexpr int64_t kItemsPerThread = 4;
 
-// per_frame, per_halo_frame: floats of a tile for each of its rows, with and without what lies at its ends.
+// Minimal filtering pays from so many channels on, which its transforms touch once and its products many times.
+constexpr int64_t kMinimalChannels = 32;
+
 TemporalConvShape shape_of(const Map& x, const Tensor& weight, int64_t stride, int64_t dilation, int64_t groups, bool backward) {
-  TemporalConvShape s{x.B, x.C, x.T, x.V, weight.size(0), weight.size(2), stride, dilation, groups, 1, false};
+  TemporalConvShape s{x.B, x.C, x.T, x.V, weight.size(0), weight.size(2), stride, dilation, groups, 1, false, false};
   // Of a pair, both channels belong to the group, or the second is padding.
   const bool even = s.group_in() % 2 == 0 && s.group_out() % 2 == 0;
   s.pairs = multiplies_pairs(x.tensor) && (groups == 1 || even);
+  s.is_minimal = !s.pairs && s.k >= 7 && stride == 1 && dilation == 1 && groups == 1 && std::min(s.C, s.O) >= kMinimalChannels && s.T > 3;
   const int64_t input = s.width_in() * stride, output = s.width_out();
   const int64_t halo = 2 * s.halo() * (backward ? output : input), row = backward ? 3 * input + output : input + output;
   const int64_t fit = std::min(kMaxRows / s.V, (kTileFloats / s.V - halo) / row);
@@ -28,34 +31,19 @@ TemporalConvShape shape_of(const Map& x, const Tensor& weight, int64_t stride, i
   const int64_t wanted = (kItemsPerThread * torch::stable::get_num_threads() + s.B - 1) / std::max<int64_t>(1, s.B);
   const int64_t tiles = std::max((frames + std::max<int64_t>(1, fit) - 1) / std::max<int64_t>(1, fit), std::min(wanted, frames));
   s.tile_frames = (frames + tiles - 1) / tiles;
+  if (s.is_minimal) s.tile_frames = (s.tile_frames + kMinimalFrames - 1) / kMinimalFrames * kMinimalFrames;
   return s;
 }
-
-// A vector (groups * n) as (groups, padded(n)), the padding zero; empty where there is none.
-std::vector<float> pad(const std::optional<Tensor>& vector, int64_t groups) {
-  if (!vector) return {};
-  const Tensor source = to_float(*vector);
-  const int64_t n = source.numel() / groups;
-  std::vector<float> result(groups * padded(n), 0.0f);
-  for (int64_t group = 0; group < groups; ++group) std::copy_n(floats(source) + group * n, n, result.data() + group * padded(n));
-  return result;
-}
-
-const float* data_of(const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); }
 
 template <typename T>
 T* part(std::vector<T>& sums, bool needed, int64_t chunk, int64_t n) {
   return needed ? sums.data() + chunk * n : nullptr;
 }
 
-// The sum over the chunks, in their order.
-template <typename T>
-void merge(std::vector<double>& sums, int64_t chunks, int64_t n, T* out) {
-  for (int64_t i = 0; i < n; ++i) {
-    double total = 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) total += sums[chunk * n + i];
-    out[i] = static_cast<T>(total);
-  }
+// Of packed matrices of that size, those of the taps to the ones after them.
+void transform_weights(const TemporalConvShape& s, int64_t size, float* packed) {
+  const auto kernel = temporal_conv_minimal_weights_at_level();
+  parallel_for(0, size / kChannelPad, 256, [&](int64_t begin, int64_t end) { kernel(s, size, begin * kChannelPad, end * kChannelPad, packed); });
 }
 
 void forward(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, std::optional<Tensor> scale, std::optional<Tensor> shift, int64_t stride,
@@ -68,15 +56,14 @@ void forward(const Tensor& input, const Tensor& weight, std::optional<Tensor> bi
   parallel_for(0, padded(s.group_out()) / kChannelPad, 1,
                [&](int64_t begin, int64_t end) { pack(floats(source), s, begin * kChannelPad, end * kChannelPad, packed); });
   if (s.pairs) pair_weights(packed, s.groups * s.k, s.group_in(), padded(s.group_out()));
-  const std::vector<float> biases = pad(bias, groups), scales = pad(scale, 1), shifts = pad(shift, 1);
+  if (s.is_minimal) transform_weights(s, s.C * padded(s.O), packed);
+  const std::vector<float> biases = padded_rows(bias, groups, padded(s.group_out()));
+  const std::vector<float> scales = padded_rows(scale, 1, padded(s.C)), shifts = padded_rows(shift, 1, padded(s.C));
   const TemporalConv p{s, dtype_of(x.tensor), x.input(), y.output(), packed, data_of(biases), data_of(scales), data_of(shifts)};
-  const auto kernel = temporal_conv_at_level();
-  const int64_t n = 2 * s.O;
-  std::vector<double> sums(stats ? torch::stable::get_num_threads() * n : 0, 0.0), merged(n);
-  const int64_t chunks = for_chunks(s.items(), [&](int64_t chunk, int64_t begin, int64_t end) { kernel(p, begin, end, part(sums, stats, chunk, n)); });
-  if (!stats) return;
-  merge(sums, chunks, n, merged.data());
-  for (int64_t i = 0; i < 2; ++i) std::copy_n(merged.data() + i * s.O, s.O, static_cast<double*>(outputs[1 + i].mutable_data_ptr()));
+  const auto kernel = s.is_minimal ? temporal_conv_minimal_at_level() : temporal_conv_at_level();
+  StatsSums sums(stats, s.O);
+  const int64_t chunks = for_chunks(s.items(), [&](int64_t chunk, int64_t begin, int64_t end) { kernel(p, begin, end, sums.of(chunk)); });
+  if (stats) sums.store(chunks, outputs[1], outputs[2]);
 }
 
 // Adds up the chunks' sums of the gradient of the weight in their order, as (O, C / groups, k).
@@ -86,6 +73,11 @@ std::vector<float> unpack(const TemporalConvShape& s, float* sums, int64_t chunk
     parallel_for(0, size, 1 << 14, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) sums[i] += sums[chunk * size + i];
     });
+  if (s.is_minimal) {
+    const int64_t matrix = s.sums_rows() * s.sums_width();
+    const auto add = temporal_conv_minimal_gradients_at_level();
+    parallel_for(0, matrix / kChannelPad, 256, [&](int64_t begin, int64_t end) { add(s, matrix, begin * kChannelPad, end * kChannelPad, sums); });
+  }
   std::vector<float> result(s.O * s.group_in() * s.k);
   const auto kernel = temporal_conv_unpack_at_level();
   parallel_for(0, s.O, 16, [&](int64_t begin, int64_t end) { kernel(sums, s, begin, end, result.data()); });
@@ -104,8 +96,9 @@ void backward(const Tensor& grad, const Tensor& input, const Tensor& weight, std
     const auto pack = temporal_conv_pack_backward_at_level();
     parallel_for(0, s.O, 16, [&](int64_t begin, int64_t end) { pack(floats(source), s, begin, end, packed); });
     if (s.pairs) pair_weights(packed, s.groups * s.k, s.group_out(), padded(s.group_in()));
+    if (s.is_minimal) transform_weights(s, s.O * padded(s.C), packed);
   }
-  const std::vector<float> scales = pad(scale, 1), shifts = pad(shift, 1);
+  const std::vector<float> scales = padded_rows(scale, 1, padded(s.C)), shifts = padded_rows(shift, 1, padded(s.C));
   const StatsTerms stats(y, grad_sum, grad_square_sum, s.O);
   const TemporalConvBackward p{s,
                                dtype_of(x.tensor),
@@ -116,7 +109,7 @@ void backward(const Tensor& grad, const Tensor& input, const Tensor& weight, std
                                packed,
                                data_of(scales),
                                data_of(shifts)};
-  const auto kernel = temporal_conv_backward_at_level();
+  const auto kernel = s.is_minimal ? temporal_conv_minimal_backward_at_level() : temporal_conv_backward_at_level();
   const int64_t threads = torch::stable::get_num_threads();
   float* weights = needs_weight ? scratch(kSums, threads * s.sums_size()) : nullptr;
   std::vector<double> biases(threads * s.O, 0.0), of_scale(threads * s.C, 0.0), of_shift(threads * s.C, 0.0);

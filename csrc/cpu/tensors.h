@@ -98,6 +98,18 @@ inline void store_as(const Tensor& target, const float* values) {
   }
 }
 
+// (rows * n) values as (rows, width) floats, zero past n; empty where there are none.
+inline std::vector<float> padded_rows(const std::optional<Tensor>& values, int64_t rows, int64_t width) {
+  if (!values) return {};
+  const Tensor source = to_float(*values);
+  const int64_t n = source.numel() / rows;
+  std::vector<float> result(rows * width, 0.0f);
+  for (int64_t row = 0; row < rows; ++row) std::copy_n(floats(source) + row * n, n, result.data() + row * width);
+  return result;
+}
+
+inline const float* data_of(const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); }
+
 // Keeps what a StatsGradient points to: grad_sum and 2 grad_square_sum in float, padded.
 class StatsTerms {
  public:
@@ -134,6 +146,43 @@ int64_t for_chunks(int64_t items, const Body& body) {
   });
   return chunks;
 }
+
+// out[i] = sums[i] + sums[n + i] + ...: what the chunks summed, in their order.
+template <typename T>
+void merge(const std::vector<double>& sums, int64_t chunks, int64_t n, T* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    double total = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) total += sums[chunk * n + i];
+    out[i] = static_cast<T>(total);
+  }
+}
+
+// The sums of the channels of a map and of their squares, (2, channels) for each chunk, where they are asked for.
+class StatsSums {
+ public:
+  StatsSums(bool asked, int64_t channels) : size_(asked ? 2 * channels : 0), sums_(size_ * torch::stable::get_num_threads(), 0.0) {}
+
+  double* of(int64_t chunk) { return size_ ? sums_.data() + chunk * size_ : nullptr; }
+
+  void store(int64_t chunks, const Tensor& sum, const Tensor& square_sum) const {
+    std::vector<double> merged(size_);
+    merge(sums_, chunks, size_, merged.data());
+    put(merged.data(), sum);
+    put(merged.data() + size_ / 2, square_sum);
+  }
+
+ private:
+  void put(const double* from, const Tensor& to) const {
+    const int64_t channels = size_ / 2;
+    if (to.scalar_type() == torch::headeronly::ScalarType::Double)
+      std::copy_n(from, channels, static_cast<double*>(to.mutable_data_ptr()));
+    else
+      std::copy_n(from, channels, static_cast<float*>(to.mutable_data_ptr()));
+  }
+
+  int64_t size_;
+  std::vector<double> sums_;
+};
 
 inline const void* input_data(const std::optional<Tensor>& x) { return x ? x->const_data_ptr() : nullptr; }
 

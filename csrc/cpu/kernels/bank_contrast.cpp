@@ -5,11 +5,10 @@
 
 #include "gemm.h"
 #include "hash.h"
+#include "unit.h"
 
 namespace skelops::SKELOPS_LEVEL {
 namespace {
-
-constexpr float kShortest = 1e-12f;  // a shorter vector is divided by this, as torch.nn.functional.normalize does
 
 inline UintVec load_bits(const uint32_t* p) { return reinterpret_cast<UintVec>(load(reinterpret_cast<const float*>(p))); }
 inline void store_bits(uint32_t* p, UintVec x) { store(reinterpret_cast<float*>(p), reinterpret_cast<Vec>(x)); }
@@ -119,25 +118,6 @@ class Smallest {
   uint32_t limit_ = 0xffffffffu;
   UintVec lanes_;  // 0, 1, 2, ...
 };
-
-// A vector of which there are n > 0 lanes or more; the others are zero.
-template <typename T>
-Vec load_some(const T* p, int64_t n) {
-  return n < kLanes ? load_first(p, n) : load(p);
-}
-
-// unit (D) = x / |x|; returns |x|.
-template <typename T>
-float to_unit(const T* x, int64_t D, float* unit) {
-  Vec squares{};
-  for (int64_t d = 0; d < D; d += kLanes) {
-    const Vec v = load_some(x + d, D - d);
-    squares += v * v;
-  }
-  const float length = __builtin_sqrtf(sum(squares)), divisor = length < kShortest ? kShortest : length;
-  for (int64_t d = 0; d < D; ++d) unit[d] = to_float(x[d]) / divisor;
-  return length;
-}
 
 float unit_of(const BankContrast& p, int64_t n, float* unit) {
   return p.features_dtype == Dtype::f32 ? to_unit(static_cast<const float*>(p.features) + n * p.D, p.D, unit)
@@ -260,8 +240,8 @@ void anchor(const BankContrast& p, int64_t a) {
   // Through the normalisation; a vector too short for it was only scaled.
   float along = 0;
   for (int64_t d = 0; d < p.D; ++d) along += unit[d] * gradient[d];
-  if (length < kShortest) along = 0;
-  for (int64_t d = 0; d < p.D; ++d) gradient[d] = (gradient[d] - along * unit[d]) / (length < kShortest ? kShortest : length);
+  if (length < kSmallest) along = 0;
+  for (int64_t d = 0; d < p.D; ++d) gradient[d] = (gradient[d] - along * unit[d]) / divisor(length);
 }
 
 }  // namespace

@@ -7,7 +7,7 @@
 namespace skelops::SKELOPS_LEVEL {
 
 // Lines of a channels_last map that are run along side by side: they share the coefficients and the sums of a column.
-constexpr int kSide = 4;
+constexpr int kTogether = 4;
 // Additions in float.
 constexpr int kDepth = 128;
 
@@ -15,12 +15,7 @@ constexpr int kDepth = 128;
 template <typename T>
 inline Vec load_ahead(const T* p, int64_t n) {
   __builtin_prefetch(reinterpret_cast<const char*>(p) + 2048);
-  return n >= kLanes ? load(p) : load_first(p, n);
-}
-
-template <typename T>
-inline void store_some(T* p, Vec x, int64_t n) {
-  n >= kLanes ? store(p, x) : store_first(p, x, n);
+  return load_some(p, n);
 }
 
 // The coefficients of the vector at element i of a line.
@@ -37,13 +32,13 @@ __attribute__((always_inline)) inline void along(int64_t first, int64_t last, co
   if (i < last) vectors(i, last - i);
 }
 
-// Calls body.operator()<K>(line) for lines begin..end, K = kSide at a time where these are whole and channels_last.
+// Calls body.operator()<K>(line) for lines begin..end, K = kTogether at a time where these are whole and channels_last.
 template <bool Last, typename Body>
 inline void side_by_side(const Lines& lines, int64_t begin, int64_t end, const Body& body) {
   int64_t line = begin;
   if constexpr (Last)
-    for (const int64_t whole = smaller(end, lines.total / lines.width); line + kSide <= whole; line += kSide)
-      body.template operator()<kSide>(line);
+    for (const int64_t whole = smaller(end, lines.total / lines.width); line + kTogether <= whole; line += kTogether)
+      body.template operator()<kTogether>(line);
   for (; line < end; ++line) body.template operator()<1>(line);
 }
 

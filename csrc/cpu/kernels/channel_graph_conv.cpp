@@ -176,7 +176,7 @@ void finish_sample(const ChannelGraphConvShape& s, const float* table, const flo
           of_query += value;
           key[v] -= sum(value);
         }
-        n == kLanes ? store(query + w, of_query) : store_first(query + w, of_query, n);
+        store_some(query + w, of_query, n);
       }
     }
   }

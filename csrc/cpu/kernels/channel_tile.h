@@ -32,7 +32,7 @@ void load_block(const BlockOfMap& from, int64_t row, int64_t R, float* tile) {
     __builtin_prefetch(rows + R * pitch, 0, 2);
     __builtin_prefetch(rows + R * pitch + from.n - 1, 0, 2);
     for (int64_t i = 0; i < from.n; i += kLanes)
-      store(tile + i, from.n - i >= kLanes ? load(rows + i) : load_first(rows + i, from.n - i));
+      store(tile + i, load_some(rows + i, from.n - i));
   }
 }
 
@@ -48,7 +48,7 @@ void store_block(const float* tile, const BlockOfMap& to, int64_t row, int64_t R
   T* rows = data + (to.b * to.plane + row) * pitch + to.c;
   for (int64_t r = 0; r < R; ++r, rows += pitch, tile += kBlock)
     for (int64_t i = 0; i < to.n; i += kLanes)
-      to.n - i >= kLanes ? store(rows + i, load(tile + i)) : store_first(rows + i, load(tile + i), to.n - i);
+      store_some(rows + i, load(tile + i), to.n - i);
 }
 
 // An adjacency tile read from `sources` joints to `targets`: its rows are source * from + target * to. Transposed, it carries
@@ -60,8 +60,7 @@ struct Edges {
   Edges transposed() const { return {tile, targets, sources, to, from}; }
 };
 
-constexpr int kSide = kLanes == 16 ? 5 : 3;          // kSide^2 accumulators fit the registers; 5 divides 25 and 20 joints
-constexpr int kTogether = kLanes == 16 ? 4 : 2;      // frames that share what is loaded of the adjacency
+constexpr int kTogether = kLanes == 16 ? 4 : 2;  // frames that share what is loaded of the adjacency
 
 template <int F, int N>
 inline __attribute__((always_inline)) void apply_block(const Edges& e, const float* edges, const float* x, float* y, bool accumulate) {

@@ -2,12 +2,10 @@
 // these loops are plain: a row is brought to float32 (and to unit length) wherever it is needed.
 #include "info_nce.h"
 
-#include "simd.h"
+#include "unit.h"
 
 namespace skelops::SKELOPS_LEVEL {
 namespace {
-
-constexpr float kSmallest = 1e-12f;  // a shorter vector is divided by this, as torch.nn.functional.normalize does
 
 template <typename T>
 void convert(const T* from, int64_t D, float* to) {
@@ -39,8 +37,7 @@ Row read_raw(const InfoNCE& p, const Vectors& from, int64_t row, float* to) {
   from.dtype == Dtype::f32 ? convert(static_cast<const float*>(from.data) + row * p.D, p.D, to)
                            : convert(static_cast<const bf16*>(from.data) + row * p.D, p.D, to);
   if (!p.normalize) return {to, 1.0f};
-  const float length = __builtin_sqrtf(dot(to, to, p.D));
-  return {to, length < kSmallest ? kSmallest : length};
+  return {to, divisor(__builtin_sqrtf(dot(to, to, p.D)))};
 }
 
 Row read(const InfoNCE& p, const Vectors& from, int64_t row, float* to) {

@@ -42,16 +42,6 @@ void for_vectors(int64_t n, const Body& body) {
   for (int64_t i = 0; i < n; i += kLanes) body(i, smaller(kLanes, n - i));
 }
 
-template <typename T>
-Vec load_some(const T* p, int64_t n) {
-  return n == kLanes ? load(p) : load_first(p, n);
-}
-
-template <typename T>
-void store_some(T* p, Vec x, int64_t n) {
-  n == kLanes ? store(p, x) : store_first(p, x, n);
-}
-
 void activate(const JointAttention& p, float* scores) {
   const int64_t P = p.positions();
   if (!p.softmax) {

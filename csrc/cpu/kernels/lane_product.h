@@ -6,8 +6,6 @@
 
 namespace skelops::SKELOPS_LEVEL {
 
-constexpr int kSide = kLanes == 16 ? 5 : 3;  // kSide^2 accumulators fit the registers; 5 divides 25 and 20 joints
-
 // A matrix by the distances between its rows and between its columns, in elements.
 template <typename T>
 struct Matrix {

@@ -5,11 +5,11 @@
 #include "nt_xent.h"
 
 #include "gemm.h"
+#include "unit.h"
 
 namespace skelops::SKELOPS_LEVEL {
 namespace {
 
-constexpr float kSmallest = 1e-12f;  // a shorter vector is divided by this, as torch.nn.functional.normalize does
 constexpr float kLowest = -3.0e38f;  // below every product, and finite: an infinite one less itself would be NaN
 constexpr float kInfinity = __builtin_inff();
 constexpr int64_t kPiece = 128;      // terms of a sum at a time: panels that fit the first cache, and less rounding
@@ -57,27 +57,11 @@ float* products_of(const NTXent& p, const NTXentClip& clip, int64_t u, int64_t i
   return clip.products + (u * p.P + i) * p.column_pitch() + w * p.width();
 }
 
-template <typename T>
-Vec load_some(const T* from, int64_t n) {
-  return n >= kLanes ? load(from) : load_first(from, n);
-}
-
-template <typename T>
-void store_some(T* to, Vec x, int64_t n) {
-  n >= kLanes ? store(to, x) : store_first(to, x, n);
-}
-
+// The token at unit length, padded; returns what it was divided by.
 template <typename T>
 float read_unit(const T* from, int64_t D, float* to) {
-  Vec total{};
-  for (int64_t d = 0; d < padded(D); d += kLanes) {
-    const Vec x = d < D ? load_some(from + d, D - d) : Vec{};
-    total += x * x;
-    store(to + d, x);
-  }
-  const float found = __builtin_sqrtf(sum(total)), length = found < kSmallest ? kSmallest : found;
-  for (int64_t d = 0; d < D; d += kLanes) store(to + d, load(to + d) / length);
-  return length;
+  for (int64_t d = D / kLanes * kLanes; d < padded(D); d += kLanes) store(to + d, Vec{});
+  return divisor(to_unit(from, D, to));
 }
 
 template <typename T>

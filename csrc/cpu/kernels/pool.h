@@ -20,17 +20,6 @@ inline Vec load_first(const Bool* p, int64_t n) {
 
 inline Vec load(const Bool* p) { return load_first(p, kLanes); }
 
-// The vector at p, of whose row n elements are left.
-template <typename T>
-inline Vec load_some(const T* p, int64_t n) {
-  return n >= kLanes ? load(p) : load_first(p, n);
-}
-
-template <typename T>
-inline void store_some(T* p, Vec x, int64_t n) {
-  n >= kLanes ? store(p, x) : store_first(p, x, n);
-}
-
 // The vector at p, whose lanes past the row are of no interest: they may hold the start of the next row, and a store may
 // spoil what will be written there. Memory past the end is not touched. A partial access, which this avoids, is several
 // times slower below AVX-512.

@@ -17,6 +17,7 @@ constexpr int kLanes = 8;
 #else
 constexpr int kLanes = 4;
 #endif
+constexpr int kSide = kLanes == 16 ? 5 : 3;  // kSide^2 accumulators fit the registers; 5 divides 25 and 20 joints
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
@@ -220,6 +221,17 @@ inline void add_lane_sums(const Vec* x, int64_t n, float* sums) {
     else
       store_first(sums + i, load_first(sums + i, count) + total, count);
   }
+}
+
+// The vector at p, of whose row n elements are left; the other lanes are zero.
+template <typename T>
+inline Vec load_some(const T* p, int64_t n) {
+  return n >= kLanes ? load(p) : load_first(p, n);
+}
+
+template <typename T>
+inline void store_some(T* p, Vec x, int64_t n) {
+  n >= kLanes ? store(p, x) : store_first(p, x, n);
 }
 
 // out[c][r] = in[r][c] for a (rows, columns) matrix; out rows are padded with zeros up to a multiple of kLanes columns.

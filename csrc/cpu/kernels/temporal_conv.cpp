@@ -9,14 +9,11 @@
 //   backward  grad_a_q[m] = sum_i g[m - e] weight_i^T;  grad_weight_i = sum_m g[m - e]^T a_q[m]
 #include "temporal_conv.h"
 
-#include "affine.h"
 #include "gemm.h"
-#include "tiles.h"
+#include "temporal_frames.h"
 
 namespace skelops::SKELOPS_LEVEL {
 namespace {
-
-enum Slot { kX, kA, kG, kH, kY, kPaired };  // the binding takes 6 and 7
 
 // Steps of a sum in one product: more of B than this does not stay in the L2 cache beside the tile.
 constexpr int64_t kSteps = 640;
@@ -38,50 +35,6 @@ Taps taps_of(const TemporalConvShape& s, int64_t phase) {
   }
   return taps;
 }
-
-// The frames of a map of T as tiles of rows, width elements of type Tile apart.
-template <typename T, typename Tile>
-struct Frames {
-  const MapData& map;
-  int64_t channels, frames, V, width;
-
-  bool in_place() const { return sizeof(T) == sizeof(Tile) && map.channels_last && width == channels; }
-
-  T* data(int64_t b, int64_t frame) const { return static_cast<T*>(map.data) + (b * frames + frame) * V * map.pitch; }
-  Tile* rows(int64_t b, int64_t frame) const { return reinterpret_cast<Tile*>(data(b, frame)); }
-
-  // Writes frames begin .. end of the map.
-  void copy(int64_t b, int64_t begin, int64_t end, const Affine& affine, Tile* tile) const {
-    if (affine.scale && map.channels_last && width == channels)
-      return activate(data(b, begin), map.pitch, tile, width, (end - begin) * V, channels, affine);
-    load_rows<T>(map, channels, frames * V, b, begin * V, (end - begin) * V, tile, width);
-    if (affine.scale) activate(tile, width, tile, width, (end - begin) * V, padded(channels), affine);
-  }
-
-  // Frames first .. first + count of a phase, zero outside the map, in the tile or in place; ld tells how far apart rows are.
-  const Tile* load(int64_t b, int64_t first, int64_t count, int64_t stride, int64_t phase, const Affine& affine, Tile* tile, int64_t* ld) const {
-    if (in_place() && !affine.scale && stride == 1 && first >= 0 && first + count <= frames) {
-      *ld = map.pitch;
-      return rows(b, first);
-    }
-    *ld = width;
-    const int64_t of_phase = (frames - phase + stride - 1) / stride;
-    const int64_t begin = smaller(larger(first, 0), first + count), end = larger(begin, smaller(first + count, of_phase));
-    Tile* to = tile + (begin - first) * V * width;
-    __builtin_memset(tile, 0, sizeof(Tile) * (to - tile));
-    if (stride == 1 && end > begin) copy(b, begin, end, affine, to);
-    for (int64_t m = begin; stride > 1 && m < end; ++m) copy(b, m * stride + phase, m * stride + phase + 1, affine, to + (m - begin) * V * width);
-    __builtin_memset(tile + (end - first) * V * width, 0, sizeof(Tile) * (first + count - end) * V * width);
-    return tile;
-  }
-
-  // Writes the tile to frames first .. first + count of a phase.
-  void store(const float* tile, int64_t ld, int64_t b, int64_t first, int64_t count, int64_t stride, int64_t phase) const {
-    if (stride == 1) return store_rows<T>(tile, ld, map, channels, frames * V, b, first * V, count * V);
-    for (int64_t m = 0; m < count; ++m)
-      store_rows<T>(tile + m * V * ld, ld, map, channels, frames * V, b, ((first + m) * stride + phase) * V, V);
-  }
-};
 
 // Splits a product into sums of at most kSteps, by taps.
 template <typename Tile>
@@ -138,21 +91,6 @@ void forward(const TemporalConv& p, int64_t begin, int64_t end, double* stats) {
   }
 }
 
-// The gradient of frames first .. first + count of y with that of its sums, zero outside.
-template <typename T, typename Tile>
-const Tile* load_gradient_frames(const TemporalConvBackward& p, int64_t b, int64_t first, int64_t count, Tile* tile, int64_t* ld) {
-  const TemporalConvShape& s = p.shape;
-  const Frames<T, Tile> grads{p.grad, s.O, s.out_frames(), s.V, s.width_out()}, outputs{p.stats.y, s.O, s.out_frames(), s.V, s.width_out()};
-  const Tile* grad = grads.load(b, first, count, 1, 0, {}, tile, ld);
-  if (!p.stats.offset) return grad;
-  const int64_t begin = larger(first, 0), end = smaller(first + count, s.out_frames()), R = (end - begin) * s.V;
-  int64_t ldy = 0;
-  const Tile* y = p.stats.y.data ? outputs.load(b, begin, end - begin, 1, 0, {}, scratch_of<Tile>(kY, R * s.width_out()), &ldy) : nullptr;
-  add_stats_gradient(grad + (begin - first) * s.V * *ld, *ld, p.stats, y, ldy, tile + (begin - first) * s.V * s.width_out(), s.width_out(), R, padded(s.O));
-  *ld = s.width_out();
-  return tile;
-}
-
 template <typename T, typename Tile>
 void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const TemporalConvSums& sums) {
   const TemporalConvShape& s = p.shape;
@@ -170,7 +108,7 @@ void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const T
   Tile* a_tile = scratch_of<Tile>(kA, rows * s.width_in());
   float* h_tile = scratch(kH, rows * s.width_in());
   Tile* g_tile = scratch_of<Tile>(kG, (rows + 2 * reach) * s.width_out());
-  float* paired = terms > 1 ? scratch(kPaired, (rows + 2 * reach) * s.width_out()) : nullptr;
+  float* paired = terms > 1 ? scratch(kWork, (rows + 2 * reach) * s.width_out()) : nullptr;
   if (sums.weight) __builtin_memset(sums.weight, 0, sizeof(float) * s.sums_size());
   for (int64_t item = begin; item < end; ++item) {
     const int64_t b = item / s.tiles(), t = item % s.tiles() * s.tile_frames;
@@ -230,7 +168,7 @@ void temporal_conv_pack(const float* weight, const TemporalConvShape& s, int64_t
         const int64_t n = smaller(kLanes, terms - j);
         for (int64_t i = 0; i < kLanes; ++i) {
           const float* row = weight + (group * Og + o + i) * terms + j;
-          block[i] = o + i >= Og ? Vec{} : n == kLanes ? load(row) : load_first(row, n);
+          block[i] = o + i >= Og ? Vec{} : load_some(row, n);
         }
         transpose(block);
         for (int64_t i = 0; i < n; ++i) store(packed + ((group * s.k + (j + i) % s.k) * Cg + (j + i) / s.k) * Ogp + o, block[i]);
@@ -240,10 +178,11 @@ void temporal_conv_pack(const float* weight, const TemporalConvShape& s, int64_t
 void temporal_conv_pack_backward(const float* weight, const TemporalConvShape& s, int64_t begin, int64_t end, float* packed) {
   const int64_t Cg = s.group_in(), Og = s.group_out(), Cgp = padded(Cg);
   for (int64_t o = begin; o < end; ++o) {
-    float* to = packed + (o / Og * s.k * Og + o % Og) * Cgp;
-    transpose_tile(weight + o * Cg * s.k, s.k, Cg, s.k, to, Og * Cgp, true);
+    const int64_t tap = s.is_minimal ? -Og * Cgp : Og * Cgp;
+    float* to = packed + (o / Og * s.k * Og + o % Og) * Cgp - (s.is_minimal ? (s.k - 1) * tap : 0);
+    transpose_tile(weight + o * Cg * s.k, s.k, Cg, s.k, to, tap, true);
     for (int64_t i = 0; i < s.k; ++i)
-      for (int64_t c = round_up(Cg, kLanes); c < Cgp; c += kLanes) store(to + i * Og * Cgp + c, Vec{});
+      for (int64_t c = round_up(Cg, kLanes); c < Cgp; c += kLanes) store(to + i * tap + c, Vec{});
   }
 }
 

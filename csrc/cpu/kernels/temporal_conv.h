@@ -2,6 +2,7 @@
 #pragma once
 
 #include "map.h"
+#include "minimal_shape.h"
 
 namespace skelops {
 
@@ -10,6 +11,10 @@ struct TemporalConvShape {
   int64_t tile_frames;  // output frames of a tile
   bool pairs;           // products take bf16 pairs (see operands.h); the packed weights are such pairs of input channels, or of output
                         // channels in the backward pass, and fill the first half of what a tap has in float
+  bool is_minimal;      // filtered minimally (see minimal_filter.h), with as many transformed matrices as that takes after those of the taps
+
+  MinimalShape minimal() const { return {k}; }
+  int64_t matrices() const { return groups * k + (is_minimal ? minimal().matrices() : 0); }
 
   int64_t out_frames() const { return (T + stride - 1) / stride; }
   int64_t tiles() const { return (out_frames() + tile_frames - 1) / tile_frames; }
@@ -25,16 +30,16 @@ struct TemporalConvShape {
   bool sums_by_input() const { return group_in() * padded(group_out()) < group_out() * padded(group_in()); }
   int64_t sums_rows() const { return sums_by_input() ? group_in() : group_out(); }
   int64_t sums_width() const { return padded(sums_by_input() ? group_out() : group_in()); }
-  int64_t sums_size() const { return groups * k * sums_rows() * sums_width(); }
-  int64_t packed_size() const { return groups * k * group_in() * padded(group_out()); }
-  int64_t packed_backward_size() const { return groups * k * group_out() * padded(group_in()); }
+  int64_t sums_size() const { return matrices() * sums_rows() * sums_width(); }
+  int64_t packed_size() const { return matrices() * group_in() * padded(group_out()); }
+  int64_t packed_backward_size() const { return matrices() * group_out() * padded(group_in()); }
 };
 
 struct TemporalConv {
   TemporalConvShape shape;
   Dtype dtype;
   MapData x, y;
-  const float* weight;          // packed (groups, k, C / groups, padded(O / groups)), float or pairs
+  const float* weight;          // packed (matrices, C / groups, padded(O / groups)), float or pairs; of taps by groups
   const float* bias;            // padded to (groups, padded(O / groups)), or null
   const float *scale, *shift;   // padded(C), or null
 };
@@ -44,24 +49,30 @@ struct TemporalConvBackward {
   Dtype dtype;
   MapData grad, x, grad_x;      // grad_x.data is null where not asked for
   StatsGradient stats;
-  const float* weight;          // packed (groups, k, O / groups, padded(C / groups)), float or pairs; null where neither it nor the next is asked for
+  const float* weight;          // packed (matrices, O / groups, padded(C / groups)), float or pairs; null where neither it nor the next is asked for
   const float *scale, *shift;   // padded(C), or null
 };
 
 // What one chunk of items adds up; chunks are merged in their order, so that results repeat bit for bit. Null: not asked for.
 struct TemporalConvSums {
-  float* weight;           // (groups, k, sums_rows, sums_width)
+  float* weight;           // (matrices, sums_rows, sums_width)
   double *bias;            // (O)
   double *scale, *shift;   // (C)
 };
 
 // Output channels begin .. end of every group, as multiples of kChannelPad: weight (O, C / groups, k) -> packed, padding zero.
 SKELOPS_KERNEL(temporal_conv_pack, (const float* weight, const TemporalConvShape& s, int64_t begin, int64_t end, float* packed))
-// Output channels begin .. end, for the backward pass.
+// Output channels begin .. end, for the backward pass; with minimal filtering, the last tap comes first.
 SKELOPS_KERNEL(temporal_conv_pack_backward, (const float* weight, const TemporalConvShape& s, int64_t begin, int64_t end, float* packed))
 // The gradient of output channels begin .. end: sums -> weight (O, C / groups, k).
 SKELOPS_KERNEL(temporal_conv_unpack, (const float* sums, const TemporalConvShape& s, int64_t begin, int64_t end, float* weight))
 SKELOPS_KERNEL(temporal_conv, (const TemporalConv& p, int64_t begin, int64_t end, double* stats))
 SKELOPS_KERNEL(temporal_conv_backward, (const TemporalConvBackward& p, int64_t begin, int64_t end, const TemporalConvSums& sums))
+// The same with minimal filtering. Elements begin .. end of each matrix: packed weights of the taps are transformed to those after
+// them, and the sums after those of the taps are added to these.
+SKELOPS_KERNEL(temporal_conv_minimal, (const TemporalConv& p, int64_t begin, int64_t end, double* stats))
+SKELOPS_KERNEL(temporal_conv_minimal_backward, (const TemporalConvBackward& p, int64_t begin, int64_t end, const TemporalConvSums& sums))
+SKELOPS_KERNEL(temporal_conv_minimal_weights, (const TemporalConvShape& s, int64_t size, int64_t begin, int64_t end, float* packed))
+SKELOPS_KERNEL(temporal_conv_minimal_gradients, (const TemporalConvShape& s, int64_t size, int64_t begin, int64_t end, float* sums))
 
 }  // namespace skelops

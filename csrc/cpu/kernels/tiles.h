@@ -15,10 +15,7 @@ void load_rows(const MapData& map, int64_t channels, int64_t plane, int64_t b, i
   if (map.channels_last) {
     const T* rows = static_cast<const T*>(map.data) + (b * plane + row) * map.pitch;
     for (int64_t r = 0; r < R; ++r)
-      for (int64_t c = 0; c < width; c += kLanes) {
-        const int64_t n = larger(0, smaller(kLanes, channels - c));
-        store(tile + r * ld + c, n == kLanes ? load(rows + r * map.pitch + c) : load_first(rows + r * map.pitch + c, n));
-      }
+      for (int64_t c = 0; c < width; c += kLanes) store(tile + r * ld + c, load_some(rows + r * map.pitch + c, larger(0, channels - c)));
   } else {
     transpose_tile(static_cast<const T*>(map.data) + b * map.pitch * plane + row, plane, channels, R, tile, ld, true);
     for (int64_t c = round_up(channels, kLanes); c < width; c += kLanes)
@@ -79,11 +76,7 @@ void store_rows(const float* tile, int64_t ld, const MapData& map, int64_t chann
   }
   T* rows = static_cast<T*>(map.data) + (b * plane + row) * map.pitch;
   for (int64_t r = 0; r < R; ++r)
-    for (int64_t c = 0; c < channels; c += kLanes) {
-      const int64_t n = smaller(kLanes, channels - c);
-      const Vec value = load(tile + r * ld + c);
-      n == kLanes ? store(rows + r * map.pitch + c, value) : store_first(rows + r * map.pitch + c, value, n);
-    }
+    for (int64_t c = 0; c < channels; c += kLanes) store_some(rows + r * map.pitch + c, load(tile + r * ld + c), channels - c);
 }
 
 template <typename T>
