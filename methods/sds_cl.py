@@ -107,7 +107,9 @@ class SDSCL(Framework):
                 for kind in ("intra", "inter")
             }
         )
-        self.token_projector, self.global_projector = _projector(channels), _projector(4 * channels)
+        if tokens:
+            self.token_projector = _projector(channels)
+        self.global_projector = _projector(4 * channels)
 
     def step(self, batch: Batch, view: Callable[[Tensor], Tensor], generator: Generator | None) -> dict[str, Tensor]:
         """The joint and the motion stream of one view, or of two where frames are not aligned."""

@@ -139,7 +139,7 @@ class SkeAttnCLR(MomentumContrast):
             parts = mean, *self._pool(features, mask, bodies)
             keys = torch.stack([normalize(encoder.fc(part), dim=1) for part in parts])
 
-        losses, accuracy = self.contrast(anchors, keys, anchors[[2, 1]].detach())
+        losses, accuracy = self.contrast(anchors, keys, anchors[1:].flip(0).detach())
         self.queue.enqueue_(keys[0])
         whole_loss, salient, rest = losses
         return {

@@ -85,7 +85,8 @@ class Training(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor, list[int], Tensor], batch_index: int) -> Tensor:
         clips, labels, indices, lengths = batch
         self.framework.progress = self.trainer.global_step / self.trainer.estimated_stepping_batches
-        losses = self.step(Batch(clips, labels, torch.tensor(indices, device=clips.device), lengths))
+        places = torch.tensor(indices).to(clips.device, non_blocking=True)
+        losses = self.step(Batch(clips, labels, places, lengths))
         for name, value in losses.items():
             shown = name in ("loss", "accuracy")
             self.log(name, value.detach(), on_step=True, on_epoch=True, prog_bar=shown, batch_size=len(batch[0]))

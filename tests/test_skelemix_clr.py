@@ -161,29 +161,6 @@ def test_a_pretrained_encoder_keeps_its_weights() -> None:
     assert all(torch.equal(model.encoder_q.state_dict()[name], value) for name, value in before.items())
 
 
-def test_the_step_is_one_graph() -> None:
-    """No host synchronisation and no data-dependent shape: capture by torch.compile without a break."""
-    model = framework().train()
-    query, key = views()
-    compiled = torch.compile(copy.deepcopy(model), backend="eager", fullgraph=True)
-    torch.manual_seed(2)
-    found = compiled(query, key)
-    torch.manual_seed(2)
-    expected = model(query, key)
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, msg=name)
-
-
-def test_the_step_under_autocast() -> None:
-    model = framework().train()
-    with torch.autocast("cpu", torch.bfloat16):
-        losses = model(*views(), torch.Generator().manual_seed(0))
-    losses["loss"].backward()
-    assert all(value.isfinite().all() for value in losses.values())
-    assert model.queue.queue.dtype == torch.float32
-    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in model.encoder_q.parameters())
-
-
 def test_mixes_below_one_are_refused() -> None:
     with pytest.raises(ValueError, match="^mixes: expected at least 1, got 0"):
         framework(mixes=0)

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Generator, Tensor
 
 from ..data.transforms import random_shear, resize
 from ..graphs import Layout, adjacency, get_layout
+
+
+@cache
+def _mirrored(layout: Layout, device: torch.device) -> Tensor:
+    """The joint that takes the place of each in `flip`, (V,); kept, as a copy from the host waits for the device."""
+    return torch.tensor(layout.flip, device=device)
+
+
+@cache
+def _two_steps(layout: Layout, device: torch.device) -> Tensor:
+    """In how many ways two steps along bones, or none, lead from joint to joint, (V, V)."""
+    near = (adjacency(layout, "agcn") > 0).any(0).float()
+    return (near @ near).to(device)
 
 
 def _uniform(clips: Tensor, generator: Generator | None, *sizes: int) -> Tensor:
@@ -55,7 +69,7 @@ def random_main_rotation(
 
 def flip(clips: Tensor, layout: str | Layout) -> Tensor:
     """Left and right joints change places; coordinates stay (released)."""
-    return clips[:, :, :, torch.tensor(get_layout(layout).flip, device=clips.device)]
+    return clips[:, :, :, _mirrored(get_layout(layout), clips.device)]
 
 
 def structural_mask(
@@ -67,9 +81,8 @@ def structural_mask(
     Source: Wu et al., SCD-Net, structurally guided spatial masking (section 3.3).
     """
     layout = get_layout(layout)
-    near = (adjacency(layout, "agcn") > 0).any(0).to(clips.device, torch.float32)
     chosen = torch.randint(layout.num_joints, (len(clips), seeds), generator=generator, device=clips.device)
-    reached = (near @ near)[chosen].sum(1)
+    reached = _two_steps(layout, clips.device)[chosen].sum(1)
     order = reached.argsort(dim=1, stable=True)
     hidden = torch.zeros_like(reached, dtype=torch.bool).scatter_(1, order[:, layout.num_joints - masked :], True)
     return clips.masked_fill(hidden[:, None, None, :, None], 0)

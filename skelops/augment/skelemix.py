@@ -24,14 +24,6 @@ class Mix(NamedTuple):
     partner: Tensor
 
 
-def _part_members(layout: Layout, device: torch.device) -> Tensor:
-    """(parts, V) bool: which joints belong to which body part."""
-    members = torch.zeros(len(layout.parts), layout.num_joints, dtype=torch.bool)
-    for part, joints in enumerate(layout.parts):
-        members[part, list(joints)] = True
-    return members.to(device)
-
-
 def _integer(low: int, high: int, generator: Generator | None, device: torch.device) -> Tensor:
     return torch.randint(low, high + 1, (), generator=generator, device=device)
 
@@ -48,8 +40,8 @@ def skelemix(
 
     ``partner[i] = (i + n) mod N`` with n from 1 to N - 2. In ``parts[0]`` to ``parts[1]`` of the layout's body parts, a
     run of blocks of ``stride`` frames is replaced in all channels and bodies. The run holds ``share[0]`` to
-    ``share[1]`` of the clip's blocks: 7 to 11 of the 16 blocks of a 64-frame clip, as released. Nothing that is drawn
-    comes back to the host.
+    ``share[1]`` of the clip's blocks: 7 to 11 of the 16 blocks of a 64-frame clip, as released. Nothing waits for the
+    device.
 
     Args:
         clips: (N, C, T, V, M), N at least 3.
@@ -81,7 +73,9 @@ def skelemix(
     # The parts whose random numbers are the smallest: a uniform choice without replacement.
     order = torch.rand(len(layout.parts), generator=generator, device=device).argsort().argsort()
     chosen = order < _integer(*parts, generator, device)
-    joints = (_part_members(layout, device) & chosen[:, None]).any(0)
+    # Joint by joint, since a table of them would have to be copied from the host.
+    part_of = {joint: part for part, joints in enumerate(layout.parts) for joint in joints}
+    joints = torch.stack([chosen[part_of[joint]] for joint in range(layout.num_joints)])
 
     length = _integer(least, most, generator, device)
     uniform = torch.rand((), generator=generator, device=device, dtype=torch.float64)

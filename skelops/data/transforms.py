@@ -43,7 +43,7 @@ def _check_lengths(clips: Tensor, lengths: Tensor, frames: int) -> Tensor:
         raise ValueError(
             f"lengths: expected 1 to {clips.shape[2]} frames, got {int(lengths.min())} to {int(lengths.max())}"
         )
-    return lengths.to(clips.device)[:, None]
+    return lengths.to(clips.device, non_blocking=True)[:, None]
 
 
 def pad(clips: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
