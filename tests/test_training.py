@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from framework_cases import FRAMEWORKS, configuration
 
 pl = pytest.importorskip("lightning.pytorch", reason="needs the [train] extra")
 
 from skelops.methods.callbacks import KNNMonitor  # noqa: E402
 from skelops.methods.checkpoint import load_encoder, read_checkpoint  # noqa: E402
-from skelops.methods.commands.train import CONFIGS, TrainCLI, build  # noqa: E402
+from skelops.methods.commands.train import TrainCLI, build  # noqa: E402
 from skelops.methods.data_module import ShuffledBatches  # noqa: E402
 from skelops.methods.training import lr_factor  # noqa: E402
 
@@ -42,10 +44,6 @@ data: {source: synthetic, frames: 8, batch_size: 12, options: {clips_per_class: 
 trainer: {max_epochs: 4, log_every_n_steps: 1, accelerator: cpu}
 monitor: {every: 1, neighbours: 3}
 """
-
-
-FILES = (file for file in CONFIGS.glob("*/*.yaml") if file.parent.name != "fine_tune")
-PACKAGED = sorted(str(file.relative_to(CONFIGS).with_suffix("")) for file in FILES)
 
 
 @pytest.fixture
@@ -94,17 +92,26 @@ def assert_identical(one: Any, other: Any, where: str = "checkpoint") -> None:
         assert one == other, where
 
 
-def test_a_resumed_run_continues_bit_for_bit(config: str) -> None:
-    straight = train(config, "--name", "straight")
-    first = train(config, "--name", "parts", stop_after=2)
-    assert read_checkpoint(first.folder / "checkpoints/last.ckpt")["epoch"] == 1
-    second = train(config, "--name", "parts", "--ckpt_path", "last")
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_a_resumed_run_continues_bit_for_bit(config: str, name: str) -> None:
+    """Weights, queues, banks, optimizer, schedule and random generators after two epochs, the second of which is that
+    of another process or not."""
+    content = yaml.safe_load(TINY)
+    content["model"]["framework"] = configuration(name, dropout=0.5, clips=30, classes=15)
+    Path(config).write_text(yaml.safe_dump(content))
+    run = (config, "--trainer.max_epochs", "2", "--monitor.every", "0")
+    straight = train(*run, "--name", "straight")
+    first = train(*run, "--name", "parts", stop_after=1)
+    assert read_checkpoint(first.folder / "checkpoints/last.ckpt")["epoch"] == 0
+    second = train(*run, "--name", "parts", "--ckpt_path", "last")
     assert second.folder.name == "version_1"
     ends = [read_checkpoint(cli.folder / "checkpoints/last.ckpt") for cli in (straight, second)]
-    assert ends[0]["epoch"] == ends[1]["epoch"] == 3
+    assert ends[0]["epoch"] == ends[1]["epoch"] == 1
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "random_state", "global_step"):
         assert_identical(ends[0][part], ends[1][part], part)
-    assert int(ends[0]["state_dict"]["framework.queue.queue_ptr"]) == 4 * 2 * 12 % 40
+    state = ends[0]["state_dict"]
+    if "framework.queue.queue_ptr" in state:
+        assert int(state["framework.queue.queue_ptr"]) == 2 * 2 * 12 % 40
     assert losses(straight.folder) == losses(first.folder) + losses(second.folder)
 
 
@@ -162,15 +169,6 @@ def test_any_key_can_be_set_on_the_command_line(config: str) -> None:
     assert cli.model.optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults["lr"] == 0.5
     assert cli.datamodule.train_dataloader().sampler.batch_size == 6
     assert cli.model.views.shear == 0.1
-
-
-@pytest.mark.parametrize("name", PACKAGED)
-def test_packaged_configurations_build(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(TrainCLI, "_check_data", lambda self: None)
-    cli = build(["--config", name])
-    layout = cli.model.framework.encoder_q.layout.name
-    assert layout == {"synthetic": "ntu", "nw_ucla": "nw_ucla"}[cli.datamodule.hparams["source"]]
 
 
 def test_a_checkpoint_gives_the_encoder_back(config: str) -> None:
