@@ -138,11 +138,6 @@ _op = Op(
     reference=reference.bank_contrast,
     outputs=_outputs,
 )
-_op_backward = Op(
-    "bank_contrast_backward(Tensor loss_gradient, Tensor gradient, Tensor features) -> Tensor",
-    reference=reference.bank_contrast_backward,
-    outputs=lambda loss_gradient, gradient, features: features.new_empty(features.shape),
-)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -152,10 +147,27 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(gradient, inputs[0])
 
 
+class _Once(torch.autograd.Function):
+    """Hands the gradient of the features on; asking for its own gradient is an error, not a silent zero."""
+
+    @staticmethod
+    def forward(gradient: Tensor, features: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError("skelops::bank_contrast: double backward is not supported")
+
+
 def _backward(ctx: Any, loss_gradient: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
-    of_features = None if loss_gradient is None else _op_backward(loss_gradient, *ctx.saved_tensors)
-    return of_features, *(None,) * 10
+    if loss_gradient is None:
+        return (None,) * 11
+    gradient, features = ctx.saved_tensors
+    return _Once.apply((loss_gradient * gradient).to(features.dtype), features), *(None,) * 10
 
 
 _op.differentiable(_setup_context, _backward)
-_op_backward.not_differentiable()

@@ -62,7 +62,3 @@ def bank_contrast(
         weights = torch.cat([-force.sum(2), *pushes], 1) * (share / temperature)
         of_unit = (weights[:, None] @ slots[torch.cat(chosen, 1)])[:, 0]
         return loss, kept, torch.where(kept[:, None], through_unit(of_unit, x, unit), 0)
-
-
-def bank_contrast_backward(loss_gradient: Tensor, gradient: Tensor, features: Tensor) -> Tensor:
-    return (loss_gradient * gradient).to(features.dtype)

@@ -225,12 +225,6 @@ def _contrast(
         tl.store(gradient + anchor * D + d, tl.where(mine, sums, 0.0), mask=d < D)
 
 
-@triton.jit
-def _scale(loss_gradient, gradient, out, total, BLOCK: tl.constexpr):
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(out + i, tl.load(loss_gradient) * tl.load(gradient + i, mask=i < total), mask=i < total)
-
-
 def bank_contrast(
     features: Tensor,
     labels: Tensor,
@@ -274,10 +268,3 @@ def bank_contrast(
         N, Q, *counts, 1 / temperature, D=D, **sizes,
     )  # fmt: skip
     torch.sum(losses, 0, out=loss)
-
-
-def bank_contrast_backward(loss_gradient: Tensor, gradient: Tensor, features: Tensor, outputs: list[Tensor]) -> None:
-    (out,) = outputs
-    sizes = tile("bank_contrast_backward", out.device)
-    grid = (triton.cdiv(out.numel(), sizes["BLOCK"]),)
-    launch(_scale, grid, out.device, loss_gradient, gradient.contiguous(), out, out.numel(), **sizes)
