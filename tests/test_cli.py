@@ -113,11 +113,14 @@ def test_python_dash_m() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "nope"], "expected a file or one of fine_tune/nw_ucla, fine_tune/synthetic, "),
+        (["--config", "nope"], "expected a file or one of fine_tune/{ntu120_xset,"),
         (["--config", "tiny.yaml", "--model.framework.tau", "1"], "tau"),
         (["--config", "tiny.yaml", "--data.batch_sizes", "1"], "--data.batch_sizes"),
         (["--config", "tiny.yaml", "--data.batch_size", "many"], "many"),
         (["--config", "tiny.yaml", "--data.source", "kinetics"], "kinetics"),
+        (["--config", "tiny.yaml", "--data.batch_size", "31"], "batch_size: expected 1 to 30"),
+        (["--config", "tiny.yaml", "--data.repeats", "0"], "data.repeats: expected at least 1, got 0"),
+        (["--config", "scd_net/synthetic", "--data.frames", "24"], "clips: expected 16 frames, got 24"),
         (["--config", "tiny.yaml", "--data.options.clips", "3"], "clips"),
         (["--config", "tiny.yaml", "--model.views.shear", "-1"], "shear: expected at least 0"),
         (
@@ -209,13 +212,13 @@ def test_interrupting_is_no_traceback(capsys: pytest.CaptureFixture[str], monkey
 
 @pytest.mark.usefixtures("train_extra")
 def test_demo(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from skelops.methods.commands import train
+    from skelops.methods.commands import configs
 
     (here / "configs/skelemix_clr").mkdir(parents=True)
     (here / "configs/skelemix_clr/synthetic.yaml").write_text(TINY)
     assert "--minutes: expected a number above zero, got 0" in one_line(capsys, "demo", "--minutes", "0")
     assert "no/such" in one_line(capsys, "demo", "--data", "no/such")
-    monkeypatch.setattr(train, "CONFIGS", here / "configs")
+    monkeypatch.setattr(configs, "CONFIGS", here / "configs")
     for run in range(2):
         assert main(["demo", "--out", "out", "--minutes", "0.01"]) == 0
         output = capsys.readouterr().out

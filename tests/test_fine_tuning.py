@@ -209,7 +209,7 @@ def test_a_checkpoint_is_needed() -> None:
 
 def test_clips_of_another_layout_are_refused(checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     clips = skelops.data.SkeletonDataset(
-        torch.zeros(4, 3, 8, 20, 1), torch.arange(4), "nw_ucla", tuple(f"class {i}" for i in range(15))
+        torch.zeros(15, 3, 8, 20, 1), torch.arange(15), "nw_ucla", tuple(f"class {i}" for i in range(15))
     )
     monkeypatch.setattr("skelops.data.synthetic.load", lambda **arguments: clips)
     with pytest.raises(CommandError, match="expected an encoder of layout nw_ucla, got ntu"):

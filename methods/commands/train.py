@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import yaml
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from skelops.methods.callbacks import AccuracyMonitor, EpochLines, KNNMonitor
 from skelops.methods.checkpoint import check_weights, read_checkpoint
+from skelops.methods.commands.configs import resolved
 from skelops.methods.data_module import SkeletonData
+from skelops.methods.evaluation import extract_features
 from skelops.methods.report import claim_folder, write_summary
 from skelops.methods.std_cl import STDCL
 from skelops.methods.supervised import Supervised
 from skelops.methods.training import Training
 
 from skelops.cli import CommandError, user_errors
-
-CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def quiet() -> None:
@@ -44,34 +44,6 @@ def quiet() -> None:
         "The dirpath has changed.*",  # a resumed run writes to a folder of its own
     ):
         warnings.filterwarnings("ignore", message=message)
-
-
-def config_path(name: str) -> str:
-    """A configuration file: a path, or the name of a packaged one such as ``skelemix_clr/nw_ucla``.
-
-    Raises:
-        ValueError: neither (lists the packaged names), or not YAML (names the file).
-    """
-    for path in (Path(name), CONFIGS / f"{name}.yaml"):
-        if path.is_file():
-            try:
-                yaml.safe_load(path.read_text())
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise ValueError(f"--config: {path}: {error}") from error
-            return str(path)
-    names = ", ".join(sorted(str(file.relative_to(CONFIGS).with_suffix("")) for file in CONFIGS.glob("*/*.yaml")))
-    raise ValueError(f"--config: expected a file or one of {names}, got {name}")
-
-
-def _with_config_paths(arguments: Sequence[str]) -> list[str]:
-    """The arguments with the value of every --config made a path."""
-    resolved = list(arguments)
-    for index, argument in enumerate(resolved):
-        if argument in ("--config", "-c") and index + 1 < len(resolved):
-            resolved[index + 1] = config_path(resolved[index + 1])
-        elif argument.startswith("--config="):
-            resolved[index] = f"--config={config_path(argument.partition('=')[2])}"
-    return resolved
 
 
 def last_checkpoint(runs: Path) -> Path:
@@ -143,17 +115,20 @@ class TrainCLI(LightningCLI):
     def _check_data(self) -> None:
         """Reads the data, and sees whether the model and its views fit them."""
         framework, test = self.model.framework, self.datamodule.split("test")
-        clips = len(self.datamodule.training_clips())
+        train = self.datamodule.train_dataloader().dataset
         if framework.encoder_q.layout.name != test.layout:
             raise ValueError(
                 f"model.framework: expected an encoder of layout {test.layout}, got {framework.encoder_q.layout.name}"
             )
         if isinstance(framework, Supervised) and framework.num_classes != test.num_classes:
             raise ValueError(f"model.framework.num_classes: expected {test.num_classes}, got {framework.num_classes}")
-        if isinstance(framework, STDCL) and framework.clips != clips:
-            raise ValueError(f"model.framework.clips: expected {clips}, the training clips, got {framework.clips}")
+        if isinstance(framework, STDCL) and framework.clips != len(train):
+            raise ValueError(f"model.framework.clips: expected {len(train)}, the training clips, got {framework.clips}")
         if self.datamodule.hparams["whole_clips"] and not self.model.views.frames:
             raise ValueError("model.views.frames: expected the frames to draw of data.whole_clips, got 0")
+        view = self.model.views(train.clips[:1], torch.Generator(), train.lengths[:1])
+        for clips in (view, test.clips[:1]):
+            extract_features(framework.encoder_q, clips)
 
     def accuracy(self) -> dict[str, Any] | None:
         """After `fit`, of a classifier on the test split: last and best epoch, and the median seconds of an epoch."""
@@ -182,7 +157,7 @@ def build(arguments: Sequence[str]) -> TrainCLI:
     quiet()
     with user_errors():
         try:
-            return TrainCLI(_with_config_paths(arguments))
+            return TrainCLI(resolved(arguments))
         except argparse.ArgumentError as error:
             raise CommandError(" ".join(str(error).split())) from error
 
