@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, offline, on a machine with torch, Triton, nvcc and pytest:
-#   bash benchmarks/gpu.sh build|test|sanitize|bench OUTDIR
-# build     compiles the kernels and installs skelops in place
-# test      the ops' tests on CUDA tensors, graphs, streams
-# sanitize  memcheck and racecheck of the CUDA library, where compute-sanitizer is installed
-# bench     the benchmarks in at most 9 minutes, and skelops tune in what they leave of it
+#   bash benchmarks/gpu.sh build|test|frameworks|sanitize|bench OUTDIR
+# build       compiles the kernels and installs skelops in place
+# test        the ops' tests on CUDA tensors, graphs, streams
+# frameworks  whole training steps: captured, compiled, without waiting
+# sanitize    memcheck and racecheck of the CUDA library, where compute-sanitizer is installed
+# bench       the benchmarks in at most 9 minutes, and skelops tune in what they leave of it
 # SECONDS_OF_BENCH=440 is what the benchmarks get; PYTHON=python3 names the interpreter.
 set -euo pipefail
 
 usage() {
-    sed -n '2,8p' "$0" >&2
+    sed -n '2,9p' "$0" >&2
     exit 2
 }
 
@@ -36,6 +37,10 @@ tests() {
     "$python" -m pytest -q --device cuda "${files[@]}" -k "not sanitizer" 2>&1 | tee "$out/test.txt"
 }
 
+frameworks() {
+    "$python" -m pytest -q tests/test_gpu_frameworks.py 2>&1 | tee "$out/frameworks.txt"
+}
+
 sanitize() {
     "$python" -m pytest -q --device cuda -rs tests/test_cuda_build.py -k sanitizer 2>&1 | tee "$out/sanitize.txt"
 }
@@ -58,6 +63,7 @@ bench() {
 case $1 in
     build) build ;;
     test) tests ;;
+    frameworks) frameworks ;;
     sanitize) sanitize ;;
     bench) bench ;;
     *) usage ;;

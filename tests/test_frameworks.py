@@ -28,26 +28,26 @@ def step(model: Framework, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
 
 
 def gradients(model: Framework) -> dict[str, Tensor]:
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {f"gradient {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def check_compiled(name: str, device: str | torch.device, backend: str, **bounds: float) -> None:
+    """Views, mixes, forward, momentum update and queue or bank compiled together, without a graph break, give the
+    losses, the gradients and the state of the eager step."""
+    model, compiled = (make(name, shallow=True).to(device) for _ in range(2))
+    compiled.load_state_dict(model.state_dict())
+    compiled.step = torch.compile(compiled.step, fullgraph=True, backend=backend)
+    clips = batch(device=device)
+    found, expected = ({**step(m, clips), **gradients(m), **m.state_dict()} for m in (compiled, model))
+    assert found.keys() == expected.keys()
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key], **bounds, msg=lambda m, k=key: f"{k}: {m}")
 
 
 @every_framework
 def test_the_step_is_one_graph(name: str) -> None:
-    """Views, mixes, forward, momentum update and queue or bank are compiled together, without a graph break: nothing
-    is read on the host, and no shape depends on data."""
-    model, compiled = make(name, shallow=True), make(name, shallow=True)
-    compiled.load_state_dict(model.state_dict())
-    compiled.step = torch.compile(compiled.step, fullgraph=True, backend="eager")
-    clips = batch()
-    ours, theirs = step(compiled, clips), step(model, clips)
-    assert ours.keys() == theirs.keys()
-    for key, expected in theirs.items():
-        torch.testing.assert_close(ours[key], expected, msg=lambda m, k=key: f"{k}: {m}")
-    expected = {**gradients(model), **model.state_dict()}
-    found = {**gradients(compiled), **compiled.state_dict()}
-    assert found.keys() == expected.keys()
-    for key in expected:
-        torch.testing.assert_close(found[key], expected[key], msg=lambda m, k=key: f"{k}: {m}")
+    """Nothing is read on the host, and no shape depends on data."""
+    check_compiled(name, "cpu", "eager")
 
 
 def test_a_schedule_does_not_compile_every_step_anew() -> None:
