@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -19,6 +20,32 @@ class MapStats(NamedTuple):
     output: Tensor
     sum: Tensor
     square_sum: Tensor
+
+
+def empty_sums(y: Tensor, stats: bool) -> tuple[Tensor, Tensor]:
+    """Memory for the two sums of every channel of a map; of none without ``stats``."""
+    C = y.shape[1] if stats else 0
+    return y.new_empty(C, dtype=torch.float64), y.new_empty(C, dtype=torch.float64)
+
+
+def with_sums(y: Tensor, stats: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """A map and the two sums of its channels, which are empty without ``stats``."""
+    if not stats:
+        return y, *empty_sums(y, stats)
+    wide = y.double()
+    return y, wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))
+
+
+def used_sums(
+    y: Tensor | None, grad_sum: Tensor | None, grad_square_sum: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """What backward needs of the saved map and the gradients of its sums; ``y`` is None where none were asked for.
+
+    The sums are then empty, but a compiler may still bring their gradients.
+    """
+    if y is None:
+        return None, None, None
+    return None if grad_square_sum is None else y, grad_sum, grad_square_sum
 
 
 def with_stats_gradient(

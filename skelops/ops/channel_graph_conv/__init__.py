@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from skelops._checks import Shapes, same_device, same_dtype
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import Op
-from skelops._stats import MapStats
+from skelops._stats import MapStats, empty_sums, used_sums
 from skelops.ops.channel_graph_conv import reference
 
 
@@ -94,8 +93,7 @@ def _outputs(
     B, _, T, V = x.shape
     C = bias.shape[1]
     y = empty_map(x, (B, C, T, V), is_channels_last(x))
-    n = C if stats else 0
-    return y, x.new_empty(n, dtype=torch.float64), x.new_empty(n, dtype=torch.float64)
+    return y, *empty_sums(y, stats)
 
 
 def _backward_outputs(
@@ -144,12 +142,10 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     *tensors, y = ctx.saved_tensors
     x, bias = tensors[0], tensors[4]
-    if y is None:
-        grad_sum = grad_square_sum = None
     if grad is None:
         grad = x.new_zeros(x.shape[0], bias.shape[1], *x.shape[2:])
     needs = ctx.needs_input_grad
-    of_stats = (y if grad_square_sum is not None else None, grad_sum, grad_square_sum)
+    of_stats = used_sums(y, grad_sum, grad_square_sum)
     results = _op_backward(grad, *tensors, *of_stats, needs[0], any(needs[1:7]))
     return (*(result if need else None for result, need in zip(results, needs, strict=False)), None)
 

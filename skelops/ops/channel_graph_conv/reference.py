@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from skelops._stats import with_stats_gradient
+from skelops._stats import with_stats_gradient, with_sums
 
 
 def _differences(query: Tensor, key: Tensor) -> Tensor:
@@ -31,11 +31,7 @@ def channel_graph_conv(
 ) -> tuple[Tensor, Tensor, Tensor]:
     topology = _topology(_differences(query, key), weight, bias, alpha, adjacency)
     y = torch.einsum("bkctv,bkcvw->bctw", x.unflatten(1, bias.shape), topology)
-    if not stats:
-        none = y.new_empty(0, dtype=torch.float64)
-        return y, none, none.clone()
-    wide = y.double()
-    return y, wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))
+    return with_sums(y, stats)
 
 
 def channel_graph_conv_backward(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from skelops._checks import Shapes, same_device, same_dtype
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import Op
-from skelops._stats import MapStats
+from skelops._stats import MapStats, empty_sums, used_sums
 from skelops.ops.graph_conv import reference
 
 
@@ -64,8 +63,7 @@ def _outputs(
     B, _, T, V = x.shape
     O = weight.shape[1]
     y = empty_map(x, (B, O, T, V), is_channels_last(x))
-    n = O if stats else 0
-    return y, x.new_empty(n, dtype=torch.float64), x.new_empty(n, dtype=torch.float64)
+    return y, *empty_sums(y, stats)
 
 
 def _backward_outputs(
@@ -122,12 +120,9 @@ def _backward(
     x, weight, adjacency, bias, y = ctx.saved_tensors
     if grad is None:
         grad = weight.new_zeros(x.shape[0], weight.shape[1], *x.shape[2:])
-    if y is None:  # the sums are empty
-        grad_sum = grad_square_sum = None
-    elif grad_square_sum is None:
-        y = None
     needs = ctx.needs_input_grad[:4]
-    results = _op_backward(grad, x, weight, adjacency, bias, y, grad_sum, grad_square_sum, *needs)
+    of_stats = used_sums(y, grad_sum, grad_square_sum)
+    results = _op_backward(grad, x, weight, adjacency, bias, *of_stats, *needs)
     return (*(result if need else None for result, need in zip(results, needs, strict=True)), None)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from skelops._stats import with_stats_gradient
+from skelops._stats import with_stats_gradient, with_sums
 
 
 def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -26,10 +26,7 @@ def graph_conv(
     y = torch.einsum(f"bkotv,{_edges(adjacency)}->botw", _project(x, weight, bias), adjacency)
     if bias is not None and bias.dim() == 1:
         y = y + bias[:, None, None]
-    if not stats:
-        return y, y.new_empty(0, dtype=torch.float64), y.new_empty(0, dtype=torch.float64)
-    wide = y.double()
-    return y, wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))
+    return with_sums(y, stats)
 
 
 def graph_conv_backward(

@@ -12,7 +12,7 @@ from skelops import _native
 from skelops._checks import Shapes, same_device, same_dtype
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import NATIVE, Op
-from skelops._stats import MapStats
+from skelops._stats import MapStats, empty_sums, used_sums
 from skelops.ops.multi_scale_conv import composed, reference
 
 
@@ -90,8 +90,7 @@ def _outputs(narrow: Tensor, x: Tensor, weight: Tensor, *others: Any) -> tuple[T
     B, _, T, V = x.shape
     channels = (weight.shape[0] + 2) * weight.shape[1]
     y = empty_map(x, (B, channels, (T + stride - 1) // stride, V), is_channels_last(x))
-    n = channels if stats else 0
-    return y, x.new_empty(n, dtype=torch.float64), x.new_empty(n, dtype=torch.float64)
+    return y, *empty_sums(y, stats)
 
 
 def _backward_outputs(
@@ -146,11 +145,8 @@ def _backward(
         B, _, T, V = saved[1].shape
         G, W = saved[2].shape[:2]
         grad = saved[1].new_zeros(B, (G + 2) * W, (T + ctx.stride - 1) // ctx.stride, V)
-    if y is None:  # the sums are empty
-        grad_sum = grad_square_sum = None
-    elif grad_square_sum is None:
-        y = None
-    results = _op_backward(grad, *saved, y, grad_sum, grad_square_sum, ctx.dilations, ctx.stride)
+    of_stats = used_sums(y, grad_sum, grad_square_sum)
+    results = _op_backward(grad, *saved, *of_stats, ctx.dilations, ctx.stride)
     needs = ctx.needs_input_grad[:8]
     return (*(result if need else None for result, need in zip(results, needs, strict=True)), None, None, None)
 

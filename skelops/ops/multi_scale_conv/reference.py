@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from skelops._stats import empty_sums
 from skelops.ops.multi_scale_conv import composed
 from skelops.ops.temporal_conv import reference as temporal_conv
 from skelops.ops.temporal_max_pool import reference as temporal_max_pool
@@ -29,9 +30,8 @@ def multi_scale_conv(narrow: Tensor, x: Tensor, weight: Tensor, *others: Any) ->
     stride, stats = others[-2:]
     B, _, T, V = x.shape
     channels = (weight.shape[0] + 2) * weight.shape[1]
-    n = channels if stats else 0
-    sums = [x.new_empty(n, dtype=torch.float64) for _ in range(2)]
-    outputs = [x.new_empty(B, channels, (T + stride - 1) // stride, V), *sums]
+    y = x.new_empty(B, channels, (T + stride - 1) // stride, V)
+    outputs = [y, *empty_sums(y, stats)]
     composed.forward(_kernel)(narrow, x, weight, *others, outputs)
     return tuple(outputs)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from skelops._checks import Shapes, same_device, same_dtype
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import Op
-from skelops._stats import MapStats
+from skelops._stats import MapStats, empty_sums, used_sums
 from skelops.ops.temporal_conv import reference
 
 
@@ -36,9 +36,9 @@ def temporal_conv(
     The activated map is never stored; gradients recompute it. Sums are accumulated in float32 for float32, bfloat16 and
     float16. ``x``, ``weight``, ``bias``, ``scale`` and ``shift`` have gradients.
 
-    On the CPU, convolutions of 7 and 9 taps with neither stride nor dilation nor groups are filtered minimally (Winograd's
-    F(2,3), nested): about half of the products, and no larger an error. A value that is not finite then makes up to five
-    more frames not finite on either side of those that it reaches.
+    On the CPU, convolutions of 7 and 9 taps with neither stride nor dilation nor groups are filtered minimally
+    (Winograd's F(2,3), nested): about half of the products, and no larger an error. A value that is not finite then
+    makes up to five more frames not finite on either side of those that it reaches.
 
     Args:
         x: feature map (B, C, T, V), contiguous or channels_last, there also a slice of the channels of a wider map
@@ -114,8 +114,7 @@ def _outputs(
     B, _, T, V = x.shape
     O = weight.shape[0]
     y = empty_map(x, (B, O, (T + stride - 1) // stride, V), is_channels_last(x))
-    n = O if stats else 0
-    return y, x.new_empty(n, dtype=torch.float64), x.new_empty(n, dtype=torch.float64)
+    return y, *empty_sums(y, stats)
 
 
 def _backward_outputs(
@@ -173,8 +172,6 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     x, weight, scale, shift, y = ctx.saved_tensors
     stride, dilation, groups = ctx.form
-    if y is None:  # the sums are empty, but a compiler may still bring their gradients
-        grad_sum = grad_square_sum = None
     if grad is None:
         B, _, T, V = x.shape
         grad = x.new_zeros(B, weight.shape[0], (T + stride - 1) // stride, V)
@@ -185,9 +182,7 @@ def _backward(
         weight,
         scale,
         shift,
-        None if grad_square_sum is None else y,
-        grad_sum,
-        grad_square_sum,
+        *used_sums(y, grad_sum, grad_square_sum),
         stride,
         dilation,
         groups,

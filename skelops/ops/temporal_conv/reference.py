@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from skelops._stats import with_stats_gradient
+from skelops._stats import with_stats_gradient, with_sums
 
 
 def _normalised(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -33,11 +33,7 @@ def temporal_conv(
     padding = weight.shape[2] // 2 * dilation
     a = _activated(x, scale, shift)
     y = conv2d(a, weight[..., None], bias, (stride, 1), (padding, 0), (dilation, 1), groups)
-    if not stats:
-        none = x.new_empty(0, dtype=torch.float64)
-        return y, none, none.clone()
-    wide = y.double()
-    return y, wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))
+    return with_sums(y, stats)
 
 
 def temporal_conv_backward(

@@ -10,7 +10,7 @@ from torch import Tensor
 from skelops._checks import Shapes, same_device
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import Op
-from skelops._stats import MapStats
+from skelops._stats import MapStats, empty_sums
 from skelops.ops.temporal_max_pool import reference
 
 
@@ -59,8 +59,7 @@ def temporal_max_pool(
 def _outputs(x: Tensor, scale: Tensor, shift: Tensor, stride: int, stats: bool) -> tuple[Tensor, Tensor, Tensor]:
     B, C, T, V = x.shape
     y = empty_map(x, (B, C, (T + stride - 1) // stride, V), is_channels_last(x))
-    n = C if stats else 0
-    return y, x.new_empty(n, dtype=torch.float64), x.new_empty(n, dtype=torch.float64)
+    return y, *empty_sums(y, stats)
 
 
 def _backward_outputs(grad: Tensor, x: Tensor, scale: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,7 +92,7 @@ def _backward(
     if grad is None:
         B, C, T, V = x.shape
         grad = x.new_zeros(B, C, (T + ctx.stride - 1) // ctx.stride, V)
-    if not ctx.stats:  # the sums are empty
+    if not ctx.stats:  # the sums are empty, but a compiler may still bring their gradients
         grad_sum = grad_square_sum = None
     results = _op_backward(grad, x, scale, shift, grad_sum, grad_square_sum, ctx.stride)
     needs = ctx.needs_input_grad[:3]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from skelops._stats import with_stats_gradient
+from skelops._stats import with_stats_gradient, with_sums
 
 
 def _pool(a: Tensor, stride: int) -> Tensor:
@@ -18,10 +18,7 @@ def temporal_max_pool(
 ) -> tuple[Tensor, Tensor, Tensor]:
     z = scale[:, None, None] * x + shift[:, None, None]
     y = _pool(z.relu_(), stride).to(x.dtype)
-    if not stats:
-        return y, y.new_empty(0, dtype=torch.float64), y.new_empty(0, dtype=torch.float64)
-    wide = y.double()
-    return y, wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))
+    return with_sums(y, stats)
 
 
 def temporal_max_pool_backward(
