@@ -128,9 +128,13 @@ class Op:
             return self._function.apply(*args)
         return self._overload(*args)
 
-    def _run(self, *args: Any) -> Any:
+    def _deciding_kind(self, args: Sequence[Any]) -> tuple[str, torch.dtype]:
+        """The device type and dtype of a call, by which its backend is chosen."""
         tensor = _deciding_tensor([args[i] for i in self._deciding])
-        backend = _backend.resolve(self.package, self.name, tensor.device.type, tensor.dtype)
+        return tensor.device.type, tensor.dtype
+
+    def _run(self, *args: Any) -> Any:
+        backend = _backend.resolve(self.package, self.name, *self._deciding_kind(args))
         if self.outputs is None:
             if backend == "reference":
                 self.reference(*args)

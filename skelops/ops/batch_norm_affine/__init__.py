@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from skelops import _backend
 from skelops._checks import Shapes, same_device
 from skelops._op import Op
 from skelops.ops.batch_norm_affine import reference
@@ -110,15 +110,8 @@ def _refuse(
 class _SumsOp(Op):
     """Sums are float64 whatever the map is: the dtype of the results chooses the backend."""
 
-    def _run(self, *args: Any) -> Any:
-        tensor, dtype = args[0], args[-1]
-        backend = _backend.resolve(self.package, self.name, tensor.device.type, dtype)
-        if backend == "reference":
-            return self.reference(*args)
-        assert self.outputs is not None
-        outputs = self.outputs(*args)
-        self._kernel(backend)(*args, list(outputs))
-        return outputs
+    def _deciding_kind(self, args: Sequence[Any]) -> tuple[str, torch.dtype]:
+        return args[0].device.type, args[-1]
 
 
 def _outputs(
