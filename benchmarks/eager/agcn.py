@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from benchmarks.eager.common import UnitTCN, normalized_bodies, pooled, residual, ten_blocks
-from skelops.graphs import adjacency, get_layout
+from benchmarks.eager.common import UnitEncoder, UnitTCN, residual, ten_blocks
+from skelops.graphs import adjacency
 
 
 class UnitGCN(nn.Module):
@@ -56,19 +56,8 @@ class Unit(nn.Module):
         return self.relu(y if self.residual is None else y + self.residual(x))
 
 
-class AGCN(nn.Module):
+class AGCN(UnitEncoder):
     def __init__(self, layout: str = "ntu", in_channels: int = 3, bodies: int = 2, width: int = 64) -> None:
-        super().__init__()
-        A = adjacency(layout, "agcn")
-        self.data_bn = nn.BatchNorm1d(bodies * in_channels * get_layout(layout).num_joints)
-        for i, (inputs, outputs, stride) in enumerate(ten_blocks(in_channels, width)):
-            self.add_module(f"l{i + 1}", Unit(inputs, outputs, A, stride, i > 0))
-
-    def feature_map(self, clips: Tensor) -> Tensor:
-        x = normalized_bodies(clips, self.data_bn)
-        for i in range(1, 11):
-            x = getattr(self, f"l{i}")(x)
-        return x
-
-    def forward(self, clips: Tensor) -> Tensor:
-        return pooled(self.feature_map(clips), clips.shape[4])
+        A, blocks = adjacency(layout, "agcn"), enumerate(ten_blocks(in_channels, width))
+        units = (Unit(inputs, outputs, A, stride, i > 0) for i, (inputs, outputs, stride) in blocks)
+        super().__init__(layout, in_channels, bodies, units)

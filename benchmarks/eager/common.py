@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
+
+from skelops.graphs import get_layout
 
 
 def normalized_bodies(clips: Tensor, data_bn: nn.BatchNorm1d) -> Tensor:
@@ -71,3 +75,24 @@ def ten_blocks(inputs: int, width: int) -> list[tuple[int, int, int]]:
     """(inputs, outputs, stride) of the ten blocks of AGCN and CTR-GCN."""
     outputs = [width] * 4 + [2 * width] * 3 + [4 * width] * 3
     return [(a, b, 2 if i in (4, 7) else 1) for i, (a, b) in enumerate(zip([inputs, *outputs], outputs, strict=False))]
+
+
+class UnitEncoder(nn.Module):
+    """Clips through BatchNorm and units ``l1``, ``l2``, ...; features are the pooled last map."""
+
+    def __init__(self, layout: str, in_channels: int, bodies: int, units: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.data_bn = nn.BatchNorm1d(bodies * in_channels * get_layout(layout).num_joints)
+        named = {f"l{i}": unit for i, unit in enumerate(units, 1)}
+        self.names = list(named)
+        for name, unit in named.items():
+            self.add_module(name, unit)
+
+    def feature_map(self, clips: Tensor) -> Tensor:
+        x = normalized_bodies(clips, self.data_bn)
+        for name in self.names:
+            x = getattr(self, name)(x)
+        return x
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return pooled(self.feature_map(clips), clips.shape[4])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from benchmarks.eager.common import MultiScaleTCN, normalized_bodies, pooled, residual
+from benchmarks.eager.common import MultiScaleTCN, UnitEncoder, residual
 from skelops.graphs import get_layout, hops, part_of_joint
 
 
@@ -74,23 +74,10 @@ class Unit(nn.Module):
         return self.act(self.tcn1(self.vit1(x)) + self.residual(x))
 
 
-class Hyperformer(nn.Module):
+class Hyperformer(UnitEncoder):
     def __init__(
         self, layout: str = "ntu", in_channels: int = 3, bodies: int = 2, heads: int = 9, head_dim: int = 24
     ) -> None:
-        super().__init__()
         dim = heads * head_dim
-        self.data_bn = nn.BatchNorm1d(bodies * in_channels * get_layout(layout).num_joints)
-        for i in range(10):
-            self.add_module(
-                f"l{i + 1}", Unit(dim if i else in_channels, dim, layout, heads, stride=2 if i in (4, 7) else 1)
-            )
-
-    def feature_map(self, clips: Tensor) -> Tensor:
-        x = normalized_bodies(clips, self.data_bn)
-        for i in range(1, 11):
-            x = getattr(self, f"l{i}")(x)
-        return x
-
-    def forward(self, clips: Tensor) -> Tensor:
-        return pooled(self.feature_map(clips), clips.shape[4])
+        units = (Unit(dim if i else in_channels, dim, layout, heads, stride=2 if i in (4, 7) else 1) for i in range(10))
+        super().__init__(layout, in_channels, bodies, units)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from skelops.methods.encoders.encoder import Encoder
-from skelops.methods.encoders.unit import Unit, residual, ten_blocks, unit_tcn
-from torch import Tensor, nn
+from skelops.methods.encoders.unit import Unit, UnitEncoder, residual, ten_blocks, unit_tcn
 
 from skelops.graphs import Layout, adjacency
 from skelops.nn import AdaptiveGraphConv
 
 
-class AGCN(Encoder):
+class AGCN(UnitEncoder):
     """Clips (N, C, T, V, M) to features (N, 4 width).
 
     Ten units of widths w, w, w, w, 2w, 2w, 2w, 4w, 4w, 4w: an adaptive graph convolution, whose topology is the graph,
@@ -38,18 +36,11 @@ class AGCN(Encoder):
     ) -> None:
         super().__init__(layout, in_channels, 4 * width, bodies=bodies, width=width, strategy=strategy)
         graph = adjacency(self.layout, strategy)
-        self.data_bn = nn.BatchNorm1d(bodies * in_channels * self.layout.num_joints)
-        for i, (inputs, outputs, stride) in enumerate(ten_blocks(in_channels, width)):
-            unit = Unit(
+        self.add_units(
+            Unit(
                 AdaptiveGraphConv(inputs, outputs, graph),
                 unit_tcn(outputs, outputs, stride),
                 residual(inputs, outputs, stride) if i else None,
             )
-            self.add_module(f"l{i + 1}", unit)
-
-    def feature_map(self, clips: Tensor) -> Tensor:
-        """The last map (N * M, 4 width, ceil(T / 4), V), clip-major."""
-        x = self._bodies(clips, self.data_bn, together=True)
-        for i in range(1, 11):
-            x = self._run(self.get_submodule(f"l{i}"), x)
-        return x
+            for i, (inputs, outputs, stride) in enumerate(ten_blocks(in_channels, width))
+        )

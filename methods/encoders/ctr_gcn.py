@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from skelops.methods.encoders.encoder import Encoder
-from skelops.methods.encoders.unit import Unit, residual, ten_blocks
-from torch import Tensor, nn
+from skelops.methods.encoders.unit import Unit, UnitEncoder, residual, ten_blocks
+from torch import Tensor
 
 from skelops.graphs import Layout, adjacency
 from skelops.nn import ChannelGraphConv, MultiScaleTemporalConv
@@ -19,7 +18,7 @@ def ctr_unit(inputs: int, outputs: int, graph: Tensor, stride: int = 1, has_resi
     )
 
 
-class CTRGCN(Encoder):
+class CTRGCN(UnitEncoder):
     """Clips (N, C, T, V, M) to features (N, 4 width).
 
     Ten units of widths w, w, w, w, 2w, 2w, 2w, 4w, 4w, 4w: a graph convolution with a topology for every channel, and a
@@ -47,13 +46,7 @@ class CTRGCN(Encoder):
     ) -> None:
         super().__init__(layout, in_channels, 4 * width, bodies=bodies, width=width, strategy=strategy)
         graph = adjacency(self.layout, strategy)
-        self.data_bn = nn.BatchNorm1d(bodies * in_channels * self.layout.num_joints)
-        for i, (inputs, outputs, stride) in enumerate(ten_blocks(in_channels, width)):
-            self.add_module(f"l{i + 1}", ctr_unit(inputs, outputs, graph, stride, has_residual=i > 0))
-
-    def feature_map(self, clips: Tensor) -> Tensor:
-        """The last map (N * M, 4 width, ceil(T / 4), V), clip-major."""
-        x = self._bodies(clips, self.data_bn, together=True)
-        for i in range(1, 11):
-            x = self._run(self.get_submodule(f"l{i}"), x)
-        return x
+        self.add_units(
+            ctr_unit(inputs, outputs, graph, stride, has_residual=i > 0)
+            for i, (inputs, outputs, stride) in enumerate(ten_blocks(in_channels, width))
+        )

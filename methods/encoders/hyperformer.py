@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from skelops.methods.encoders.encoder import Encoder
-from skelops.methods.encoders.unit import Unit, residual
-from torch import Tensor, nn
+from skelops.methods.encoders.unit import Unit, UnitEncoder, residual
 
 from skelops.graphs import Layout, hops, part_of_joint
 from skelops.nn import HopAttention, MultiScaleTemporalConv
 
 
-class Hyperformer(Encoder):
+class Hyperformer(UnitEncoder):
     """Clips (N, C, T, V, M) to features (N, heads * head_dim).
 
     Ten units of one width: self-attention over the joints of every frame, which knows distances along the skeleton and
@@ -41,7 +39,6 @@ class Hyperformer(Encoder):
         if channels % 12:
             raise ValueError(f"heads * head_dim: expected a multiple of 12, got {channels}")
         distances, parts = hops(self.layout), part_of_joint(self.layout)
-        self.data_bn = nn.BatchNorm1d(bodies * in_channels * self.layout.num_joints)
         for i in range(10):
             inputs, stride = channels if i else in_channels, 2 if i in (4, 7) else 1
             unit = Unit(
@@ -50,11 +47,4 @@ class Hyperformer(Encoder):
                 residual(inputs, channels, stride),
                 name="vit1",
             )
-            self.add_module(f"l{i + 1}", unit)
-
-    def feature_map(self, clips: Tensor) -> Tensor:
-        """The last map (N * M, heads * head_dim, ceil(T / 4), V), clip-major."""
-        x = self._bodies(clips, self.data_bn, together=True)
-        for i in range(1, 11):
-            x = self._run(self.get_submodule(f"l{i}"), x)
-        return x
+            self.add_units([unit])

@@ -1,11 +1,14 @@
-"""The unit of 2s-AGCN, CTR-GCN and Hyperformer: a convolution or attention over joints, one over frames, a residual."""
+"""Units of 2s-AGCN, CTR-GCN and Hyperformer: a convolution or attention over joints, one over frames, a residual."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
+from skelops.methods.encoders.encoder import Encoder
 from torch import Tensor, nn
 
+from skelops.graphs import Layout
 from skelops.nn.scaled import ConvNorm, initialise, join, shortcut
 
 #: Of the convolution and the BatchNorm in released units.
@@ -55,3 +58,35 @@ def ten_blocks(in_channels: int, width: int) -> Iterator[tuple[int, int, int]]:
         out_channels = width * (1 if i < 4 else 2 if i < 7 else 4)
         yield in_channels, out_channels, 2 if i in (4, 7) else 1
         in_channels = out_channels
+
+
+class UnitEncoder(Encoder):
+    """Clips (N, C, T, V, M), normalised joint by joint and body by body, through the units ``l1``, ``l2``, ...
+
+    Args:
+        layout: joint layout, fixes V.
+        in_channels: C, coordinates per joint.
+        feature_dim: output channels of the last unit.
+        bodies: M.
+        arguments: further ones of the encoder, see `Encoder`.
+    """
+
+    def __init__(
+        self, layout: str | Layout, in_channels: int, feature_dim: int, /, bodies: int, **arguments: Any
+    ) -> None:
+        super().__init__(layout, in_channels, feature_dim, bodies=bodies, **arguments)
+        self.data_bn = nn.BatchNorm1d(bodies * in_channels * self.layout.num_joints)
+        self.units = 0
+
+    def add_units(self, units: Iterable[Unit]) -> None:
+        """Appends units by the released names."""
+        for unit in units:
+            self.units += 1
+            self.add_module(f"l{self.units}", unit)
+
+    def feature_map(self, clips: Tensor) -> Tensor:
+        """The last map (N * M, feature_dim, ceil(T / 4), V), clip-major."""
+        x = self._bodies(clips, self.data_bn, together=True)
+        for i in range(1, self.units + 1):
+            x = self._run(self.get_submodule(f"l{i}"), x)
+        return x

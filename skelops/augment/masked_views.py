@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from ..data.transforms import random_shear, resize
 from ..graphs import Layout, adjacency, get_layout
+from .views import rotate
 
 
 @cache
@@ -56,15 +57,9 @@ def random_main_rotation(
     main = torch.randint(3, (len(clips), 1), generator=generator, device=clips.device)
     most = torch.where(torch.arange(3, device=clips.device) == main, degrees, others)
     angle = torch.deg2rad(_uniform(clips, generator, 3) * most.to(clips.dtype))
-    matrix = torch.eye(3, device=clips.device, dtype=clips.dtype).expand(len(clips), 3, 3)
-    for axis in range(3):
-        first, second = (axis + 1) % 3, (axis + 2) % 3
-        turn = torch.eye(3, device=clips.device, dtype=clips.dtype).repeat(len(clips), 1, 1)
-        cosine, sine = angle[:, axis].cos(), angle[:, axis].sin()
-        turn[:, first, first] = turn[:, second, second] = cosine
-        turn[:, first, second], turn[:, second, first] = -sine, sine
-        matrix = turn @ matrix
-    return torch.bmm(matrix, clips.flatten(2)).view_as(clips)
+    for axis, turn in zip("xyz", angle.unbind(1), strict=True):
+        clips = rotate(clips, turn, axis)
+    return clips
 
 
 def flip(clips: Tensor, layout: str | Layout) -> Tensor:

@@ -20,9 +20,27 @@ def _check(clips: Tensor) -> None:
 
 
 def _uniform(clips: Tensor, generator: Generator | None, amplitude: float) -> Tensor:
-    """A number from U(-amplitude, amplitude) for every clip, (N, 1, 1, 1)."""
+    """A number from U(-amplitude, amplitude) for every clip, (N,)."""
     uniform = torch.rand(len(clips), generator=generator, device=clips.device, dtype=clips.dtype)
-    return ((2 * uniform - 1) * amplitude)[:, None, None, None]
+    return (2 * uniform - 1) * amplitude
+
+
+def rotate(clips: Tensor, angle: Tensor, axis: str) -> Tensor:
+    """Rotate every clip (N, 3, T, V, M) about an axis through the origin (y is vertical) by its angle (N,) in radians,
+    y towards z about x, z towards x about y, x towards y about z.
+
+    Raises:
+        ValueError: the channels are not x, y, z, or ``axis`` is none of "x", "y", "z".
+    """
+    _check(clips)
+    if axis not in _PLANES:
+        raise ValueError(f"axis: expected x, y or z, got {axis!r}")
+    first, second = _PLANES[axis]
+    cosine, sine = (value[:, None, None, None] for value in (angle.cos(), angle.sin()))
+    turned = list(clips.unbind(1))
+    turned[first] = cosine * clips[:, first] - sine * clips[:, second]
+    turned[second] = cosine * clips[:, second] + sine * clips[:, first]
+    return torch.stack(turned, 1)
 
 
 def random_rotation(
@@ -34,17 +52,9 @@ def random_rotation(
     Raises:
         ValueError: the channels are not x, y, z, ``degrees`` is negative, or ``axis`` is none of "x", "y", "z".
     """
-    _check(clips)
     if degrees < 0:
         raise ValueError(f"degrees: expected at least 0, got {degrees}")
-    if axis not in _PLANES:
-        raise ValueError(f"axis: expected x, y or z, got {axis!r}")
-    angle = _uniform(clips, generator, math.radians(degrees))
-    first, second = _PLANES[axis]
-    turned = list(clips.unbind(1))
-    turned[first] = angle.cos() * clips[:, first] - angle.sin() * clips[:, second]
-    turned[second] = angle.cos() * clips[:, second] + angle.sin() * clips[:, first]
-    return torch.stack(turned, 1)
+    return rotate(clips, _uniform(clips, generator, math.radians(degrees)), axis)
 
 
 def random_scale(clips: Tensor, generator: Generator | None = None, amplitude: float = 0.5) -> Tensor:
@@ -56,7 +66,7 @@ def random_scale(clips: Tensor, generator: Generator | None = None, amplitude: f
     _check(clips)
     if not 0 <= amplitude <= 1:
         raise ValueError(f"amplitude: expected 0 to 1, got {amplitude}")
-    return clips * (1 + _uniform(clips, generator, amplitude)[:, None])
+    return clips * (1 + _uniform(clips, generator, amplitude)[:, None, None, None, None])
 
 
 @dataclass(frozen=True)
