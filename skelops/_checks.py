@@ -101,3 +101,23 @@ def positive(name: str, value: float) -> None:
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     if not 0 < value < float("inf"):
         raise ValueError(f"{name}: expected a finite number above zero, got {value}")
+
+
+def positive_integer(name: str, value: Any) -> None:
+    """``value`` is an integer of at least 1.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+
+
+def divides_channels(name: str, value: Any, C: int) -> None:
+    """``value`` is a positive integer that divides the channels, of which there is at least one.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1 or C % value or not C:
+        raise ValueError(f"{name}: expected a divisor of C={C}, got {value!r}")

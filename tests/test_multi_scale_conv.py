@@ -201,8 +201,8 @@ def test_other_instruction_sets(level: str) -> None:
         ({"plain_weight": torch.zeros(4, 5)}, r"plain_weight: expected shape \(W, C\) with C=6, W=4, got \(4, 5\)"),
         ({"scale": torch.zeros(4)}, r"scale: expected shape \(12,\), got .*4"),
         ({"dilations": (1,)}, "dilations: expected 2 as weight has, got 1"),
-        ({"dilations": (1, 0)}, "dilations: expected positive integers, got 0"),
-        ({"stride": 0}, "stride: expected positive integers, got 0"),
+        ({"dilations": (1, 0)}, "dilations: expected a positive integer, got 0"),
+        ({"stride": 0}, "stride: expected a positive integer, got 0"),
     ],
 )
 def test_bad_input(change: dict[str, object], message: str) -> None:

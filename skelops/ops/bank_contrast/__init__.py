@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from skelops._checks import Shapes, positive, same_device
+from skelops._checks import Shapes, positive, positive_integer, same_device
 from skelops._op import Op
 from skelops.ops.bank_contrast import reference
 from skelops.ops.queue_attention.reference import working_dtype
@@ -73,8 +73,9 @@ def bank_contrast(
         `BankContrast`; its loss is differentiable in ``features``.
 
     Raises:
-        TypeError: an argument is no tensor of the expected kind or no number.
-        ValueError: shapes or devices do not fit together, or a number is out of range.
+        TypeError: an argument is no tensor of the expected kind, or ``temperature`` no number.
+        ValueError: shapes or devices do not fit together, ``temperature`` is not above zero, or a count no positive
+            integer.
 
     STD-CL (arXiv 2312.15144), later CSRE (Pattern Recognition 164:111521, 2025), and its released code.
     """
@@ -97,10 +98,7 @@ def bank_contrast(
         ("hard_negatives", hard_negatives),
         ("random_negatives", random_negatives),
     ):
-        if isinstance(count, bool) or not isinstance(count, int):
-            raise TypeError(f"{name}: expected an integer, got {type(count).__name__}")
-        if count < 1:
-            raise ValueError(f"{name}: expected at least 1, got {count}")
+        positive_integer(name, count)
     positive("temperature", temperature)
     same_device(features=features, labels=labels, bank=bank, bank_labels=bank_labels, visited=visited, seed=seed)
     gradient = torch.is_grad_enabled() and features.requires_grad

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skelops._checks import Shapes, positive, same_device, same_dtype
+from skelops._checks import Shapes, divides_channels, positive, same_device, same_dtype
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import Op
 from skelops.ops.hop_attention import reference
@@ -66,8 +66,7 @@ def hop_attention(
     """
     shapes = Shapes()
     shapes.check("query", query, "B C T V")
-    if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or shapes["C"] % heads or not shapes["C"]:
-        raise ValueError(f"heads: expected a divisor of C={shapes['C']}, got {heads!r}")
+    divides_channels("heads", heads, shapes["C"])
     shapes.sizes |= {"H": heads, "d": shapes["C"] // heads, "1": 1}
     shapes.check("key", key, "B C T V")
     shapes.check("value", value, "B C T V")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from skelops._checks import Shapes, one_of, positive, same_device, same_dtype
+from skelops._checks import Shapes, divides_channels, one_of, positive, same_device, same_dtype
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import Op
 from skelops.ops.joint_attention import reference
@@ -59,8 +59,7 @@ def joint_attention(
     C, T, V = (shapes[letter] for letter in "CTV")
     one_of("axis", axis, ("joints", "frames"))
     one_of("activation", activation, ("tanh", "softmax"))
-    if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or C % heads or not C:
-        raise ValueError(f"heads: expected a divisor of C={C}, got {heads!r}")
+    divides_channels("heads", heads, C)
     shapes.sizes["S"] = heads
     if static is not None:
         shapes.check("static", static, "S V V" if axis == "joints" else "S T T")

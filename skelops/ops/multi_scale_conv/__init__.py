@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from skelops import _native
-from skelops._checks import Shapes, same_device, same_dtype
+from skelops._checks import Shapes, positive_integer, same_device, same_dtype
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import NATIVE, Op
 from skelops._stats import MapStats, empty_sums, used_sums
@@ -77,8 +77,7 @@ def multi_scale_conv(
     if len(dilations) != G:
         raise ValueError(f"dilations: expected {G} as weight has, got {len(dilations)}")
     for name, value in (("stride", stride), *(("dilations", dilation) for dilation in dilations)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}: expected positive integers, got {value!r}")
+        positive_integer(name, value)
     same_device(narrow=narrow, x=x, weight=weight, plain_weight=plain_weight, scale=scale)
     same_dtype(narrow=narrow, x=x, weight=weight, bias=bias, plain_weight=plain_weight, plain_bias=plain_bias)
     results = _op(narrow, x, weight, bias, plain_weight, plain_bias, scale, shift, list(dilations), stride, stats)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skelops._checks import Shapes, same_device, same_dtype
+from skelops._checks import Shapes, positive_integer, same_device, same_dtype
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import Op
 from skelops._stats import MapStats, empty_sums, used_sums
@@ -71,8 +71,7 @@ def temporal_conv(
     if T == 0 or V == 0:
         raise ValueError(f"x: expected at least one frame and one joint, got shape {tuple(x.shape)}")
     for name, value in (("stride", stride), ("dilation", dilation), ("groups", groups)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+        positive_integer(name, value)
     shapes.check("weight", weight, "O C/groups k")
     O, channels, k = weight.shape
     if channels * groups != C or O % groups:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skelops._checks import Shapes, same_device
+from skelops._checks import Shapes, positive_integer, same_device
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import Op
 from skelops._stats import MapStats, empty_sums
@@ -49,8 +49,7 @@ def temporal_max_pool(
         raise ValueError(f"x: expected at least one frame and one joint, got shape {tuple(x.shape)}")
     shapes.check("scale", scale, "C")
     shapes.check("shift", shift, "C")
-    if not isinstance(stride, int) or isinstance(stride, bool) or stride < 1:
-        raise ValueError(f"stride: expected a positive integer, got {stride!r}")
+    positive_integer("stride", stride)
     same_device(x=x, scale=scale, shift=shift)
     output, total, square_sum = _op(x, scale, shift, stride, stats)
     return MapStats(output, total, square_sum) if stats else output
