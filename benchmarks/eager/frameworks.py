@@ -47,6 +47,8 @@ class Queue(nn.Module):
             parts.append(torch.einsum("nc,nc->n", q, extra.detach()).unsqueeze(-1))
         return torch.cat(parts, dim=1) / temperature
 
+    # The pointer is read on the host: compiled, it would be compiled anew for every value.
+    @torch.compiler.disable
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
         pointer, batch = int(self.queue_ptr), keys.shape[0]

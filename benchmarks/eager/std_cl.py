@@ -22,12 +22,14 @@ class Bank(nn.Module):
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
         self.register_buffer("visited", torch.zeros(size, dtype=torch.bool))
 
+    # Every step selects another number of slots, anchor by anchor: compiled, it would be compiled anew each time.
+    @torch.compiler.disable
     def forward(
         self, features: Tensor, labels: Tensor, indices: Tensor, mined: tuple[int, int, int], temperature: float
     ) -> Tensor:
         features = normalize(features, dim=1)
         with torch.no_grad():
-            self.bank[indices], self.labels[indices] = features.detach(), labels
+            self.bank[indices], self.labels[indices] = features.detach().float(), labels
             self.visited[indices] = True
         similarity = features @ self.bank[self.visited].T
         of_slot = self.labels[self.visited]
