@@ -200,15 +200,6 @@ def _adjacency_gradient(
     tl.store(edges + at, acc, mask=(v < V)[:, None] & (w < V)[None, :])
 
 
-def _setting(kernel: str, source: _Source) -> tuple[int, Tile, str]:
-    """Joints in registers, the tile, and the precision of products."""
-    x = source.x
-    BV = max(16, triton.next_power_of_2(x.shape[3]))
-    case = ("float32" if x.dtype == torch.float32 else "16-bit") + (" wide" if BV > 32 else "")
-    case += " stats" if source.of_sum is not None else ""
-    return BV, tile(kernel, x.device, case), dot_precision(x.dtype)
-
-
 class _Source(NamedTuple):
     """A map to convolve; or the gradient of a map y with those of its sums, y being None without its squares."""
 
@@ -219,6 +210,15 @@ class _Source(NamedTuple):
 
     def strides(self) -> tuple[int, ...]:
         return (*self.x.stride(), *((0, 0, 0, 0) if self.y is None else self.y.stride()))
+
+
+def _setting(kernel: str, source: _Source) -> tuple[int, Tile, str]:
+    """Joints in registers, the tile, and the precision of products."""
+    x = source.x
+    BV = max(16, triton.next_power_of_2(x.shape[3]))
+    case = ("float32" if x.dtype == torch.float32 else "16-bit") + (" wide" if BV > 32 else "")
+    case += " stats" if source.of_sum is not None else ""
+    return BV, tile(kernel, x.device, case), dot_precision(x.dtype)
 
 
 def _gradient(grad: Tensor, y: Tensor | None, of_sum: Tensor | None, of_square_sum: Tensor | None) -> _Source:

@@ -33,10 +33,8 @@ def queue_attention(query: Tensor, queue: Tensor, scale: float = 1.0, valid: Ten
         out[n] = sum_j exp(logit[n, j] - lse[n]) queue[j]
 
     The logits are never stored. It is attention whose keys are its values, and what contrastive losses with a queue are
-    made
-    of: InfoNCE with positive logit ``pos`` is ``logaddexp(lse, pos) - pos``, and the cross-entropy between the
-        distributions of two
-    queries over the queue is ``lse_s - scale_s * (query_s * out_t).sum(1)``.
+    made of: InfoNCE with positive logit ``pos`` is ``logaddexp(lse, pos) - pos``, and the cross-entropy between the
+    distributions of two queries over the queue is ``lse_s - scale_s * (query_s * out_t).sum(1)``.
 
     Differentiable in ``query`` alone, through both outputs. The gradient of ``lse`` is ``scale * out`` and does not
     look at the queue again (nor does it mind that the queue was overwritten meanwhile); the gradient of ``out`` is one
