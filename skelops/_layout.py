@@ -26,6 +26,20 @@ def empty_map(x: torch.Tensor, shape: Sequence[int], channels_last: bool) -> tor
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
+def in_format(x: torch.Tensor, channels_last: bool, slices: bool = False) -> torch.Tensor:
+    """A (B, C, T, V) map in one of the two formats, copied where it is in another.
+
+    Args:
+        x: the map.
+        channels_last: the format; a slice of the channels of a channels_last map is never copied.
+        slices: a slice of the channels of a contiguous map is not copied either.
+    """
+    if channels_last:
+        return x if is_channels_last(x) else x.contiguous(memory_format=torch.channels_last)
+    _, _, T, V = x.shape
+    return x if slices and x.stride()[1:] == (T * V, V, 1) else x.contiguous()
+
+
 def kernel_map(x: torch.Tensor, slices: bool = False) -> tuple[torch.Tensor, bool]:
     """A (B, C, T, V) map in one of the two formats (any other is copied), and whether it is channels_last.
 
@@ -34,9 +48,7 @@ def kernel_map(x: torch.Tensor, slices: bool = False) -> tuple[torch.Tensor, boo
         slices: a slice of the channels of a contiguous map is not copied either.
     """
     channels_last = is_channels_last(x)
-    _, _, T, V = x.shape
-    in_place = channels_last or (slices and x.stride()[1:] == (T * V, V, 1))
-    return (x if in_place else x.contiguous()), channels_last
+    return (x if channels_last else in_format(x, False, slices)), channels_last
 
 
 def pitch(x: torch.Tensor, channels_last: bool) -> int:

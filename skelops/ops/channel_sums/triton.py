@@ -9,7 +9,7 @@ from torch import Tensor
 
 from skelops._layout import is_channels_last
 from skelops._triton import launch
-from skelops.ops.norm_act.triton import blocks, in_format, places, shares, sizes_of
+from skelops.ops.norm_act.triton import blocks, places, shares, sizes_of, with_pitch
 
 
 @triton.jit
@@ -35,7 +35,7 @@ def _sums(
 
 def channel_sums(x: Tensor, outputs: list[Tensor]) -> None:
     last = is_channels_last(x)
-    x_map, pitch = in_format(x, last)
+    x_map, pitch = with_pitch(x, last)
     sizes = blocks("channel_sums", x, last)
     P, C, TV = sizes_of(x)
     grid, share = shares(x, sizes)

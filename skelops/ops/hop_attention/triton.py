@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from skelops._layout import kernel_map, pitch
+from skelops._layout import in_format, kernel_map, pitch
 from skelops._triton import Tile, dot_precision, launch, splits, tile
 
 
@@ -213,14 +213,6 @@ def _of_sources(
     tl.store(of_bias + part * D + c, sum_bias, mask=c < D)
 
 
-def _in_format(x: Tensor, rows: bool) -> Tensor:
-    """The map in one of the two formats, copied where it has the other."""
-    x, channels_last = kernel_map(x, slices=True)
-    if channels_last == rows:
-        return x
-    return x.contiguous(memory_format=torch.channels_last if rows else torch.contiguous_format)
-
-
 def _pitches(rows: bool, first: Tensor, *others: Tensor) -> list[int | None]:
     """The pitches of some maps; None for that of the first: offsets known to be equal share their registers."""
     shared = pitch(first, rows)
@@ -253,7 +245,7 @@ def hop_attention(
     alpha: Tensor, hops: Tensor, groups: Tensor, heads: int, scale: float, outputs: list[Tensor],
 ) -> None:  # fmt: skip
     rows = kernel_map(value)[1]
-    query, key, value, group_key = (_in_format(x, rows) for x in (query, key, value, group_key))
+    query, key, value, group_key = (in_format(x, rows, slices=True) for x in (query, key, value, group_key))
     parameters = [x.contiguous() for x in (hop_key, group_bias, static, alpha, hops, groups)]
     _run(query, key, value, group_key, parameters, outputs[0], False, rows, scale)
 
@@ -265,7 +257,7 @@ def hop_attention_backward(
 ) -> None:  # fmt: skip
     """Three passes, by target, by source and of the value: what one alone would hold does not fit the registers."""
     rows = kernel_map(value)[1]
-    maps = [_in_format(x, rows) for x in (grad, query, key, value, group_key)]
+    maps = [in_format(x, rows, slices=True) for x in (grad, query, key, value, group_key)]
     B, C, T, V = value.shape
     (H, n_hops, D), G = hop_key.shape, group_key.shape[3]
     parameters = [x.contiguous() for x in (hop_key, group_bias, static, alpha, hops, groups)]

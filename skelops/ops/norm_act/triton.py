@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from skelops._layout import is_channels_last
+from skelops._layout import in_format, is_channels_last, pitch
 from skelops._triton import launch, splits, tile
 from skelops._triton_math import hash_keys, hashed
 
@@ -114,15 +114,12 @@ def _backward(
         _store_sums(partials, 3, 4, c, channels, C, of_residual_shift)
 
 
-def in_format(x: Tensor | None, channels_last: bool) -> tuple[Tensor | None, int]:
+def with_pitch(x: Tensor | None, channels_last: bool) -> tuple[Tensor | None, int]:
     """A map in one of the two formats, copied where it is in another, and the pitch of its rows (1 if contiguous)."""
     if x is None:
         return None, 1
-    if not channels_last:
-        return x.contiguous(), 1
-    if is_channels_last(x) and not x.is_contiguous(memory_format=torch.channels_last):
-        return x, x.stride(3)
-    return x.contiguous(memory_format=torch.channels_last), x.shape[1]
+    x = in_format(x, channels_last)
+    return x, pitch(x, True) if channels_last else 1
 
 
 def blocks(kernel: str, x: Tensor, channels_last: bool) -> dict[str, int]:
@@ -166,7 +163,7 @@ def norm_act(
 ) -> None:
     (y,) = outputs
     last = is_channels_last(x)
-    (x_map, x_pitch), (residual, residual_pitch) = in_format(x, last), in_format(residual, last)
+    (x_map, x_pitch), (residual, residual_pitch) = with_pitch(x, last), with_pitch(residual, last)
     sizes = blocks("norm_act", x, last)
     P, C, TV = sizes_of(x)
     coefficients = (p if p is None else p.contiguous() for p in (scale, shift, residual_scale, residual_shift))
@@ -192,10 +189,10 @@ def norm_act_backward(
 ) -> None:
     needs_x, needs_affine, needs_residual, needs_residual_affine = needs
     last = is_channels_last(x)
-    grad_map, grad_pitch = in_format(grad, last)
-    x_map, x_pitch = in_format(x if needs_affine else None, last)
-    residual, residual_pitch = in_format(residual if needs_residual_affine else None, last)
-    y, _ = in_format(y, last)
+    grad_map, grad_pitch = with_pitch(grad, last)
+    x_map, x_pitch = with_pitch(x if needs_affine else None, last)
+    residual, residual_pitch = with_pitch(residual if needs_residual_affine else None, last)
+    y, _ = with_pitch(y, last)
     sizes = blocks("norm_act_backward", x, last)
     P, C, TV = sizes_of(x)
     grid, share = shares(x, sizes)
