@@ -25,7 +25,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"checkpoint: expected a file, found none at {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:  # its message advises to load the file unsafely
+        raise ValueError(f"checkpoint: {path} cannot be read (it is no file of weights)") from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"checkpoint: {path} cannot be read ({reason or type(error).__name__})") from error
     if not isinstance(content, dict) or not content.keys() >= REQUIRED:

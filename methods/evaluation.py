@@ -140,11 +140,14 @@ def evaluate(
     """Linear probe and k nearest neighbours of a frozen encoder; its features are computed once.
 
     Raises:
-        ValueError: the layout of the clips is not that of the encoder, or some k exceeds the training clips.
+        ValueError: the layout of the clips is not that of the encoder, some k exceeds the training clips, or features
+            are not finite.
     """
     if train.layout != encoder.layout.name:
         raise ValueError(f"data: expected layout {encoder.layout.name} as the encoder, got {train.layout}")
     features = [extract_features(encoder, split.clips) for split in (train, test)]
+    if not all(part.isfinite().all() for part in features):
+        raise ValueError("encoder: expected finite features, got NaN or infinite ones, as after a training that diverged")
     labels = [split.labels.to(features[0].device) for split in (train, test)]
     classes = train.num_classes
     predicted = probe.fit_predict(features[0], labels[0], features[1], classes)

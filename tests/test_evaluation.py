@@ -127,3 +127,11 @@ def test_evaluation_counts_what_it_predicts() -> None:
 def test_evaluation_refuses_another_layout() -> None:
     with pytest.raises(ValueError, match="^data: expected layout nw_ucla as the encoder, got ntu"):
         evaluate(encoder(), dataset(4, "ntu"), dataset(4, "ntu"))
+
+
+def test_evaluation_refuses_an_encoder_that_diverged() -> None:
+    diverged = encoder()
+    with torch.no_grad():
+        diverged.data_bn.weight.fill_(torch.inf)
+    with pytest.raises(ValueError, match="^encoder: expected finite features, got NaN or infinite ones"):
+        evaluate(diverged, dataset(4), dataset(4), neighbours=(1,))
