@@ -147,7 +147,7 @@ def evaluate(
         raise ValueError(f"data: expected layout {encoder.layout.name} as the encoder, got {train.layout}")
     features = [extract_features(encoder, split.clips) for split in (train, test)]
     if not all(part.isfinite().all() for part in features):
-        raise ValueError("encoder: expected finite features, got NaN or infinite ones, as after a training that diverged")
+        raise ValueError("encoder: expected finite features, got NaN or infinite ones, as if training diverged")
     labels = [split.labels.to(features[0].device) for split in (train, test)]
     classes = train.num_classes
     predicted = probe.fit_predict(features[0], labels[0], features[1], classes)

@@ -190,7 +190,7 @@ def test_frozen_statistics_stay(checkpoints: dict[str, Path]) -> None:
     ("keys", "message"),
     [
         ({"pretrained": "no.ckpt"}, "checkpoint: expected a file, found none at no.ckpt"),
-        ({"pretrained": "pretraining.yaml"}, r"checkpoint: pretraining.yaml cannot be read \(it is no file of weights\)$"),
+        ({"pretrained": "pretraining.yaml"}, r"pretraining.yaml cannot be read \(it is no file of weights\)$"),
         ({"streams": "motion"}, "streams"),
         ({"frozen_statistics": "true", "from_scratch": "true"}, "frozen_statistics: expected false with from_scratch"),
         ({"num_classes": 1}, "num_classes: expected at least 2, got 1"),
