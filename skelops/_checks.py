@@ -80,6 +80,18 @@ def same_dtype(**tensors: torch.Tensor | None) -> None:
             raise TypeError(f"{name}: expected {reference.dtype} as {first}, got {tensor.dtype}")
 
 
+def affine_dtype(x: torch.Tensor, **parts: torch.Tensor | None) -> None:
+    """Coefficients of a normalisation of map ``x`` are float32, or float64 for a float64 map, under autocast, too.
+
+    Raises:
+        TypeError: names the first of another dtype.
+    """
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    for name, part in parts.items():
+        if part is not None and part.dtype != dtype:
+            raise TypeError(f"{name}: expected {dtype} for a map of {x.dtype}, got {part.dtype}")
+
+
 def one_of(name: str, value: Any, choices: Sequence[Any]) -> None:
     """``value`` is one of ``choices``.
 

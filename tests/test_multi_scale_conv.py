@@ -200,6 +200,8 @@ def test_other_instruction_sets(level: str) -> None:
         ({"bias": torch.zeros(2, 5)}, r"bias: expected shape \(G, W\) with G=2, W=4, got \(2, 5\)"),
         ({"plain_weight": torch.zeros(4, 5)}, r"plain_weight: expected shape \(W, C\) with C=6, W=4, got \(4, 5\)"),
         ({"scale": torch.zeros(4)}, r"scale: expected shape \(12,\), got .*4"),
+        ({"weight": torch.zeros(2, 4, 4, 4)}, "weight: expected 1, 3, 5, 7 or 9 taps, got 4"),
+        ({"shift": torch.zeros(12, device="meta")}, "shift: expected device .* as narrow, got meta"),
         ({"dilations": (1,)}, "dilations: expected 2 as weight has, got 1"),
         ({"dilations": (1, 0)}, "dilations: expected a positive integer, got 0"),
         ({"stride": 0}, "stride: expected a positive integer, got 0"),

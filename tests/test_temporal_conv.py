@@ -322,8 +322,18 @@ def test_bad_input() -> None:
         ((x, weight), {"groups": True}, ValueError, r"groups: expected a positive integer, got True"),
         ((x.long(), weight), {}, TypeError, r"x: expected a float tensor, got torch.int64"),
         ((x, weight.bfloat16()), {}, TypeError, r"weight: expected torch.float32 as x, got torch.bfloat16"),
-        ((x, weight, None, scale.bfloat16(), shift), {}, TypeError, r"scale: expected torch.float32, got .*bfloat16"),
-        ((x, weight, None, scale, shift.double()), {}, TypeError, r"shift: expected torch.float32, got torch.float64"),
+        (
+            (x, weight, None, scale.bfloat16(), shift),
+            {},
+            TypeError,
+            r"scale: expected torch.float32 .*bfloat16",
+        ),
+        (
+            (x, weight, None, scale, shift.double()),
+            {},
+            TypeError,
+            r"shift: expected torch.float32 .*float64",
+        ),
         ((x, weight, bias.to("meta")), {}, ValueError, r"bias: expected device .* as x, got meta"),
     ]
     for arguments, keywords, error, message in cases:

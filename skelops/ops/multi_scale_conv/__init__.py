@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from skelops import _native
-from skelops._checks import Shapes, positive_integer, same_device, same_dtype
+from skelops._checks import Shapes, affine_dtype, positive_integer, same_device, same_dtype
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import NATIVE, Op
 from skelops._stats import MapStats, empty_sums, used_sums
@@ -55,7 +55,7 @@ def multi_scale_conv(
 
     Raises:
         TypeError: an argument is no floating-point tensor, or dtypes differ outside autocast.
-        ValueError: shapes, devices or the number of dilations do not fit together.
+        ValueError: shapes, devices or the number of dilations do not fit together, or k is even or above 9.
 
     MultiScale_TemporalConv of MS-G3D (Liu et al., CVPR 2020) and CTR-GCN, after its first 1x1 convolutions.
     """
@@ -78,7 +78,13 @@ def multi_scale_conv(
         raise ValueError(f"dilations: expected {G} as weight has, got {len(dilations)}")
     for name, value in (("stride", stride), *(("dilations", dilation) for dilation in dilations)):
         positive_integer(name, value)
-    same_device(narrow=narrow, x=x, weight=weight, plain_weight=plain_weight, scale=scale)
+    if weight.shape[3] not in (1, 3, 5, 7, 9):
+        raise ValueError(f"weight: expected 1, 3, 5, 7 or 9 taps, got {weight.shape[3]}")
+    same_device(
+        narrow=narrow, x=x, weight=weight, bias=bias, plain_weight=plain_weight, plain_bias=plain_bias, scale=scale,
+        shift=shift,
+    )  # fmt: skip
+    affine_dtype(narrow, scale=scale, shift=shift)
     same_dtype(narrow=narrow, x=x, weight=weight, bias=bias, plain_weight=plain_weight, plain_bias=plain_bias)
     results = _op(narrow, x, weight, bias, plain_weight, plain_bias, scale, shift, list(dilations), stride, stats)
     return MapStats(*results) if stats else results[0]

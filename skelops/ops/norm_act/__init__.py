@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skelops._checks import Shapes, same_device, same_dtype
+from skelops._checks import Shapes, affine_dtype, same_device, same_dtype
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import Op
 from skelops.ops.norm_act import reference
@@ -83,17 +83,10 @@ def norm_act(
         seed=seed,
     )  # fmt: skip
     same_dtype(x=x, residual=residual)
-    _affine_dtype(x, scale=scale, shift=shift, residual_scale=residual_scale, residual_shift=residual_shift)
+    affine_dtype(x, scale=scale, shift=shift, residual_scale=residual_scale, residual_shift=residual_shift)
     return _op(
         x, scale, shift, residual, residual_scale, residual_shift, float(negative_slope), float(dropout), seed
     )  # fmt: skip
-
-
-def _affine_dtype(x: Tensor, **parts: Tensor | None) -> None:
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    for name, part in parts.items():
-        if part is not None and part.dtype != dtype:
-            raise TypeError(f"{name}: expected {dtype} for a map of {x.dtype}, got {part.dtype}")
 
 
 def _outputs(x: Tensor, *others: Any) -> Tensor:

@@ -62,7 +62,7 @@ def squeeze_pool(x: Tensor, lengths: Tensor | None = None, bodies: int = 1) -> S
     if lengths is not None:
         shapes.check("lengths", lengths, "B", dtype="integer")
         same_device(x=x, lengths=lengths)
-    if not isinstance(bodies, int) or bodies < 1 or B % bodies:
+    if not isinstance(bodies, int) or isinstance(bodies, bool) or bodies < 1 or B % bodies:
         raise ValueError(f"bodies: expected a divisor of B={B}, got {bodies!r}")
     return SqueezePool(*_op(x, lengths, bodies))
 

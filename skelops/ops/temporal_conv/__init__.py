@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from skelops._checks import Shapes, positive_integer, same_device, same_dtype
+from skelops._checks import Shapes, affine_dtype, positive_integer, same_device, same_dtype
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import Op
 from skelops._stats import MapStats, empty_sums, used_sums
@@ -86,10 +85,7 @@ def temporal_conv(
     if scale is not None and shift is not None:
         shapes.check("scale", scale, "C")
         shapes.check("shift", shift, "C")
-        allowed = (torch.float32, torch.promote_types(x.dtype, torch.float32))
-        for name, affine in (("scale", scale), ("shift", shift)):
-            if affine.dtype not in allowed:
-                raise TypeError(f"{name}: expected torch.float32, got {affine.dtype}")
+        affine_dtype(x, scale=scale, shift=shift)
     elif scale is not None or shift is not None:
         given, missing = ("scale", "shift") if shift is None else ("shift", "scale")
         raise ValueError(f"{missing}: expected a tensor (C,) beside {given}, got None")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skelops._checks import Shapes, positive_integer, same_device
+from skelops._checks import Shapes, affine_dtype, positive_integer, same_device
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import Op
 from skelops._stats import MapStats, empty_sums
@@ -37,7 +37,8 @@ def temporal_max_pool(
         y (B, C, ceil(T / stride), V) in the dtype of ``x``, or `MapStats` with float64 sums; differentiable.
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
+        TypeError: an argument is no floating-point tensor, or ``scale`` and ``shift`` are not
+            float32 (float64 for a float64 map).
         ValueError: shapes or devices do not fit together, the map is without frames or joints, or ``stride`` is no
             positive integer.
 
@@ -51,6 +52,7 @@ def temporal_max_pool(
     shapes.check("shift", shift, "C")
     positive_integer("stride", stride)
     same_device(x=x, scale=scale, shift=shift)
+    affine_dtype(x, scale=scale, shift=shift)
     output, total, square_sum = _op(x, scale, shift, stride, stats)
     return MapStats(output, total, square_sum) if stats else output
 
