@@ -1,4 +1,4 @@
-"""MomentumQueue, InfoNCELoss and MomentumEncoder."""
+"""MomentumQueue, MemoryBank, InfoNCELoss and MomentumEncoder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import skelops
-from skelops.nn import InfoNCELoss, MomentumEncoder, MomentumQueue
+from skelops.nn import InfoNCELoss, MemoryBank, MomentumEncoder, MomentumQueue
 
 
 class MoCo(nn.Module):
@@ -148,3 +148,38 @@ def test_step_compiles_whole() -> None:
     assert torch.equal(memory.queue, written)
     got.backward()
     assert online.weight.grad is not None
+
+
+def test_memory_bank_keeps_the_last_embedding_of_a_clip() -> None:
+    bank = MemoryBank(4, 6)
+    embeddings = torch.randn(5, 4)
+    bank.write_(embeddings, torch.tensor([3, 1, 3, 2, 3]), torch.tensor([5, 0, 5, 2, 5]))
+    assert bank.visited.tolist() == [True, False, True, False, False, True]
+    assert torch.equal(bank.bank[[0, 2, 5]], embeddings[[1, 3, 4]])
+    assert bank.labels[[0, 2, 5]].tolist() == [1, 2, 3]
+    assert not bank.bank[[1, 3, 4]].any()
+    bank.write_(2 * embeddings[:1].bfloat16(), torch.tensor([7]), torch.tensor([0]))
+    assert bank.bank.dtype == torch.float32 and torch.equal(bank.bank[0], 2 * embeddings[0].bfloat16().float())
+    assert bank.labels[0] == 7 and torch.equal(bank.bank[2], embeddings[3])
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "labels", "indices", "error", "message"),
+    [
+        (torch.zeros(2, 3), torch.zeros(2).long(), torch.zeros(2).long(), ValueError, r"embeddings: .*D=4.*\(2, 3\)"),
+        (torch.zeros(2, 4), torch.zeros(3).long(), torch.zeros(2).long(), ValueError, r"labels: .*N=2.*\(3,\)"),
+        (torch.zeros(2, 4), torch.zeros(2).long(), torch.zeros(2), TypeError, "indices: expected a integer tensor"),
+    ],
+)
+def test_memory_bank_checks_what_is_written(
+    embeddings: Tensor, labels: Tensor, indices: Tensor, error: type[Exception], message: str
+) -> None:
+    bank = MemoryBank(4, 6)
+    with pytest.raises(error, match=message):
+        bank.write_(embeddings, labels, indices)
+    assert not bank.visited.any()
+
+
+def test_memory_bank_has_a_size() -> None:
+    with pytest.raises(ValueError, match="size: expected a positive integer, got 0"):
+        MemoryBank(4, 0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from skelops._checks import Shapes, positive_integer
+
 
 class MemoryBank(nn.Module):
     """The latest embedding of every training clip, its label, and whether the clip was seen yet.
@@ -19,7 +21,7 @@ class MemoryBank(nn.Module):
         visited: (Q,) bool.
 
     Raises:
-        ValueError: ``dim`` or ``size`` is not above zero.
+        ValueError: ``dim`` or ``size`` is no positive integer.
 
     The banks of STD-CL; pass the three buffers to `skelops.bank_contrast`.
     """
@@ -31,17 +33,31 @@ class MemoryBank(nn.Module):
     def __init__(self, dim: int, size: int) -> None:
         super().__init__()
         for name, value in (("dim", dim), ("size", size)):
-            if value < 1:
-                raise ValueError(f"{name}: expected a number above zero, got {value}")
+            positive_integer(name, value)
         self.register_buffer("bank", torch.zeros(size, dim))
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
         self.register_buffer("visited", torch.zeros(size, dtype=torch.bool))
 
     @torch.no_grad()
     def write_(self, embeddings: Tensor, labels: Tensor, indices: Tensor) -> None:
-        """Replaces the embeddings (N, D) and labels (N,) of the clips ``indices`` (N,)."""
-        self.bank.index_copy_(0, indices, embeddings.to(self.bank.dtype))
-        self.labels.index_copy_(0, indices, labels)
+        """Replaces the embeddings (N, D), the labels (N,) and marks as seen the clips ``indices`` (N,), int64.
+
+        Of a clip that is there more than once, the last embedding is kept.
+
+        Raises:
+            TypeError: an argument is no tensor of its kind of dtype.
+            ValueError: shapes do not fit together or the bank.
+        """
+        shapes = Shapes()
+        shapes.check("bank", self.bank, "Q D")
+        shapes.check("embeddings", embeddings, "N D")
+        shapes.check("labels", labels, "N", dtype="integer")
+        shapes.check("indices", indices, "N", dtype="integer")
+        # Which of several writes to one place wins is not defined on a GPU: all of them write what the last one has.
+        places = torch.arange(len(indices), device=indices.device)
+        last = torch.where(indices[:, None] == indices, places, -1).amax(1)
+        self.bank.index_copy_(0, indices, embeddings[last].to(self.bank.dtype))
+        self.labels.index_copy_(0, indices, labels[last])
         self.visited.index_fill_(0, indices, True)
 
     def extra_repr(self) -> str:
