@@ -8,14 +8,16 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from jsonargparse import lazy_instance
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from skelops.methods.framework import Batch, Framework
 from torch import Tensor, nn
 
-from skelops.augment import MaskedViews, RandomViews
+from skelops.augment import RandomViews, Views
 
-PUBLISHED_VIEWS = RandomViews()
+# An instance that the command line can override part by part.
+PUBLISHED_VIEWS = lazy_instance(RandomViews)
 
 
 def lr_factor(step: int, steps: int, warmup: int, decay: list[int] | Literal["cosine"]) -> float:
@@ -49,7 +51,7 @@ class Training(pl.LightningModule):
     def __init__(
         self,
         framework: Framework,
-        views: RandomViews | MaskedViews = PUBLISHED_VIEWS,
+        views: Views = PUBLISHED_VIEWS,
         optimizer: OptimizerCallable = sgd,
         decay: list[int] | Literal["cosine"] = [],  # noqa: B006 - never written to
         warmup: float = 0,

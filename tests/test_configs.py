@@ -133,3 +133,12 @@ def test_wrong_files_are_one_line(text: str, message: str) -> None:
     with pytest.raises(CommandError, match=message) as caught:
         build(["--config", "wrong.yaml"])
     assert "\n" not in str(caught.value)
+
+
+def test_a_part_of_the_views_is_overridden_alone(without_data: None) -> None:
+    """Whatever their class, and by either way of naming it."""
+    for key in ("model.views.probability", "model.views.init_args.probability"):
+        views = build(["--config", "scd_net/nw_ucla", f"--{key}", "0.25"]).model.views
+        assert (views.layout, views.frames, views.shear, views.probability) == ("nw_ucla", 32, 0.5, 0.25)
+    views = build(["--config", "skelemix_clr/nw_ucla", "--model.views.rotation", "30"]).model.views
+    assert (views.rotation, views.crop, views.shear) == (30, 6, 0.5)

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from skelops.augment import MaskedViews, RandomViews
+from skelops.augment import MaskedViews, RandomViews, Views
 
 every_framework = pytest.mark.parametrize("name", FRAMEWORKS)
 
@@ -104,7 +104,7 @@ def test_no_step_waits_for_the_device(name: str) -> None:
 
 
 @pytest.mark.parametrize("views", [RandomViews(30, 30, 0.5, True, FRAMES), MaskedViews(frames=FRAMES)], ids=type)
-def test_no_view_waits_for_the_device(views: RandomViews | MaskedViews) -> None:
+def test_no_view_waits_for_the_device(views: Views) -> None:
     """Lengths of clips are read where they lie on the host alone; constants are copied to the device once."""
     clips = batch(device="meta")
     views(clips.clips, None, clips.lengths)

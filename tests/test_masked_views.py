@@ -107,3 +107,8 @@ def test_views_repeat_and_take_each_step_half_the_time() -> None:
 def test_bad_arguments(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MaskedViews(**change)
+
+
+def test_clips_have_the_joints_of_the_layout() -> None:
+    with pytest.raises(ValueError, match="clips: expected 25 joints as layout ntu has, got 20"):
+        MaskedViews()(torch.zeros(2, 3, 8, 20, 1))

@@ -2,12 +2,13 @@
 
 from .masked_views import MaskedViews, flip, random_crop_resize, random_main_rotation, structural_mask, temporal_mask
 from .skelemix import Mix, skelemix
-from .views import RandomViews, random_rotation, random_scale
+from .views import RandomViews, Views, random_rotation, random_scale
 
 __all__ = [
     "MaskedViews",
     "Mix",
     "RandomViews",
+    "Views",
     "flip",
     "random_crop_resize",
     "random_main_rotation",

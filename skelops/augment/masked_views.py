@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from ..data.transforms import random_shear, resize
 from ..graphs import Layout, adjacency, get_layout
-from .views import rotate
+from .views import Views, rotate
 
 
 @cache
@@ -95,7 +95,7 @@ def temporal_mask(clips: Tensor, generator: Generator | None = None, segments: i
 
 
 @dataclass(frozen=True)
-class MaskedViews:
+class MaskedViews(Views):
     """Draws a view of SCD-Net: a crop resized to ``frames``, then each with probability one half and in this order:
     `random_main_rotation`, `flip`, a shear of U(-1, 1), `structural_mask`, `temporal_mask`.
 
@@ -133,7 +133,12 @@ class MaskedViews:
 
         Args:
             lengths: (N,) integers, frames of every clip; None means all T.
+
+        Raises:
+            ValueError: the clips have other joints than the layout.
         """
+        if clips.shape[3] != (joints := get_layout(self.layout).num_joints):
+            raise ValueError(f"clips: expected {joints} joints as layout {self.layout} has, got {clips.shape[3]}")
         if lengths is None:
             lengths = torch.full((len(clips),), clips.shape[2], device=clips.device)
         view = random_crop_resize(clips, lengths, self.frames, generator)

@@ -69,8 +69,16 @@ def random_scale(clips: Tensor, generator: Generator | None = None, amplitude: f
     return clips * (1 + _uniform(clips, generator, amplitude)[:, None, None, None, None])
 
 
+class Views:
+    """A distribution of views of a clip."""
+
+    def __call__(self, clips: Tensor, generator: Generator | None = None, lengths: Tensor | None = None) -> Tensor:
+        """One view of every clip (N, 3, T, V, M), of which the first ``lengths`` (N,) frames count, None for all."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class RandomViews:
+class RandomViews(Views):
     """Draws a view: rotation about the vertical axis and about x, scale, unit box, frames, crop, shear, in this order;
     0 leaves a step out.
 
