@@ -30,7 +30,9 @@ def _embedding(inputs: int, hidden_dim: int) -> nn.Sequential:
 
 
 def _transformer(hidden_dim: int, heads: int, dropout: float) -> nn.TransformerEncoder:
-    layer = nn.TransformerEncoderLayer(hidden_dim, heads, hidden_dim, dropout, batch_first=True)
+    # Tokens come first: given the clips first, the attention of torch transposes them, and its product of a transposed
+    # map copies the weights once per token where no gradient is asked for.
+    layer = nn.TransformerEncoderLayer(hidden_dim, heads, hidden_dim, dropout)
     return nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
 
 
@@ -114,10 +116,10 @@ class SCDEncoder(Encoder):
             raise ValueError(f"clips: expected {self.frames} frames, got {T}")
         # Rows of maps are (n, m, t, v) with channels along them, so that tokens are copied in long pieces.
         last = self.feature_map(clips)
-        of_time = last.permute(0, 2, 3, 1).reshape(N, M, T, -1).transpose(1, 2)
-        of_space = self._trunk(self.gcn_s, clips).permute(0, 3, 2, 1).reshape(N, M * V, -1)
-        v_t = self.t_encoder(self.channel_t(of_time.reshape(N, T, -1))).amax(1)
-        v_s = self.s_encoder(self.channel_s(of_space)).amax(1)
+        of_time = last.unflatten(0, (N, M)).permute(3, 0, 1, 4, 2).reshape(T, N, -1)
+        of_space = self._trunk(self.gcn_s, clips).unflatten(0, (N, M)).permute(1, 4, 0, 3, 2).reshape(M * V, N, -1)
+        v_t = self.t_encoder(self.channel_t(of_time)).amax(0)
+        v_s = self.s_encoder(self.channel_s(of_space)).amax(0)
         return torch.cat([v_t, v_s], dim=1), last
 
     def _trunk(self, trunk: Trunk, clips: Tensor) -> Tensor:
