@@ -159,6 +159,22 @@ def check_against_eager(
             assert_no_worse(result, low, high, f"{kind} {i}", factor)
 
 
+def captured(step: Callable[[], Any], generator: torch.Generator | None = None) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A step as a CUDA graph, after three of them to warm up, and its results, which every replay writes anew."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    if generator is not None:
+        graph.register_generator_state(generator)
+    with torch.cuda.graph(graph):
+        results = step()
+    return graph, results
+
+
 def run_at_level(level: str, file: str, keyword: str) -> None:
     """Runs some tests of a file in a process of its own, with the kernels compiled for a lower instruction set."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", file, "-k", f"({keyword}) and not triton and not cuda"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import assert_no_worse
+from conftest import assert_no_worse, captured
 from skelops.methods import encoders
 from skelops.methods.encoders import Encoder
 from torch import Tensor, nn
@@ -251,15 +251,7 @@ def test_a_step_is_one_cuda_graph(name: str) -> None:
             parameter.grad = None
         encoder(clips).square().sum().backward()
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
+    graph, _ = captured(step)
     clips.copy_(torch.randn_like(clips))
     graph.replay()
     expected(clips).square().sum().backward()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import captured
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -278,14 +279,7 @@ class TestOnGpu:
         """A captured pass, replayed on other values of its inputs, is the pass on those values."""
         make = CASES[case][1]
         static = make(4, dtype)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            step(case, static)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            results = step(case, static)
+        graph, results = captured(lambda: step(case, static))
         for _ in range(3):
             values = make(4, dtype)
             expected = step(case, copies(values))

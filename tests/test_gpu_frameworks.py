@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import captured
 from framework_cases import CLIPS, FRAMEWORKS, batch, make
 from skelops.methods.framework import Batch, Framework
 from test_frameworks import check_compiled
@@ -54,22 +55,13 @@ def made(name: str, dtype: torch.dtype = torch.float32) -> Step:
     return Step(make(name, dropout=0.5).to(DEVICE), batch(device=DEVICE), dtype)
 
 
-def captured(step: Step) -> Callable[[], Losses]:
+def replayed(step: Step) -> Callable[[], Losses]:
     """Replays the step from a CUDA graph; warm-up steps have changed its state."""
     if not GPU:
         for _ in range(3):
             step()
         return step
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(step.generator)
-    with torch.cuda.graph(graph):
-        losses = step()
+    graph, losses = captured(step, step.generator)
 
     def replay() -> Losses:
         graph.replay()
@@ -86,7 +78,7 @@ def test_a_step_is_one_cuda_graph(name: str, dtype: torch.dtype) -> None:
     Momentum of SkeAttnCLR and learning rates are numbers of the host: a graph keeps those of its capture.
     """
     step, eager = made(name, dtype), made(name, dtype)
-    replay = captured(step)
+    replay = replayed(step)
     eager.start_from(step)
     near = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
     seen = []

@@ -160,6 +160,7 @@ def test_memory_bank_keeps_the_last_embedding_of_a_clip() -> None:
     assert not bank.bank[[1, 3, 4]].any()
     bank.write_(2 * embeddings[:1].bfloat16(), torch.tensor([7]), torch.tensor([0]))
     assert bank.bank.dtype == torch.float32 and torch.equal(bank.bank[0], 2 * embeddings[0].bfloat16().float())
+    bank.write_(embeddings[:0], torch.zeros(0).long(), torch.zeros(0).long())
     assert bank.labels[0] == 7 and torch.equal(bank.bank[2], embeddings[3])
 
 

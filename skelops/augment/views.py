@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -69,12 +70,12 @@ def random_scale(clips: Tensor, generator: Generator | None = None, amplitude: f
     return clips * (1 + _uniform(clips, generator, amplitude)[:, None, None, None, None])
 
 
-class Views:
+class Views(ABC):
     """A distribution of views of a clip."""
 
+    @abstractmethod
     def __call__(self, clips: Tensor, generator: Generator | None = None, lengths: Tensor | None = None) -> Tensor:
         """One view of every clip (N, 3, T, V, M), of which the first ``lengths`` (N,) frames count, None for all."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,3 +48,16 @@ def open_array(path: Path) -> np.ndarray | None:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (FileNotFoundError, ValueError, EOFError):
         return None
+
+
+def cached_array(
+    path: Path, shape: tuple[int, ...], dtype: DTypeLike, fill: Callable[[np.ndarray], None]
+) -> np.ndarray:
+    """The array of a file, memory-mapped read-only; ``fill`` writes it first where the file is absent or cut short."""
+    found = open_array(path)
+    if found is None:
+        with new_array(path, shape, dtype) as array:
+            fill(array)
+        found = open_array(path)
+        assert found is not None
+    return found

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cache import cache_folder, digest, new_array, open_array
+from .cache import cache_folder, cached_array, digest
 from .dataset import SkeletonDataset
 from .transforms import pad, preprocess
 
@@ -222,13 +222,12 @@ def load(
     if not rows:
         raise ValueError(f"folder: expected .skeleton files of {benchmark}, {split} split, found none in {folder}")
     path = cache_folder(cache) / f"ntu-{digest(files, frames, align)}.npy"
-    clips = open_array(path)
-    if clips is None:
-        with new_array(path, (len(files), 3, frames, NUM_JOINTS, NUM_BODIES), np.float32) as array:
-            for start in range(0, len(files), _BLOCK):
-                array[start : start + _BLOCK] = _read_block(files[start : start + _BLOCK], frames, align).numpy()
-        clips = open_array(path)
-        assert clips is not None
+
+    def fill(array: np.ndarray) -> None:
+        for start in range(0, len(files), _BLOCK):
+            array[start : start + _BLOCK] = _read_block(files[start : start + _BLOCK], frames, align).numpy()
+
+    clips = cached_array(path, (len(files), 3, frames, NUM_JOINTS, NUM_BODIES), np.float32, fill)
     labels = torch.tensor([fields[row][4] - 1 for row in rows])
     names = tuple(f"A{action:03d}" for action in range(1, chosen.num_classes + 1))
     return SkeletonDataset(torch.from_numpy(clips[rows]), labels, "ntu", names)

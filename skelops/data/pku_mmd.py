@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cache import cache_folder, digest, new_array, open_array
+from .cache import cache_folder, cached_array, digest
 from .dataset import SkeletonDataset
 from .ntu import NUM_BODIES, NUM_JOINTS
 from .transforms import pad, preprocess
@@ -180,18 +180,17 @@ def load(
         if not file.is_file():
             raise ValueError(f"folder: expected {file}, which is listed in a split, found none")
     actions = [read_actions(Path(folder, "label", file.name)) for file in skeletons]
-    total = sum(map(len, actions))
     path = cache_folder(cache) / f"pku_mmd-{digest(skeletons, actions, frames, align)}.npy"
-    clips = open_array(path)
-    if clips is None:
-        with new_array(path, (total, 3, frames, NUM_JOINTS, NUM_BODIES), np.float32) as array:
-            start = 0
-            for file, labelled in zip(skeletons, actions, strict=True):
-                if labelled:
-                    array[start : start + len(labelled)] = _clips(file, labelled, frames, align).numpy()
-                start += len(labelled)
-        clips = open_array(path)
-        assert clips is not None
+
+    def fill(array: np.ndarray) -> None:
+        start = 0
+        for file, labelled in zip(skeletons, actions, strict=True):
+            if labelled:
+                array[start : start + len(labelled)] = _clips(file, labelled, frames, align).numpy()
+            start += len(labelled)
+
+    shape = (sum(map(len, actions)), 3, frames, NUM_JOINTS, NUM_BODIES)
+    clips = cached_array(path, shape, np.float32, fill)
     in_split = [name in chosen for name, labelled in zip(recordings, actions, strict=True) for _ in labelled]
     kept = torch.from_numpy(clips[np.array(in_split, bool)])
     labels = torch.tensor([action.label for labelled in actions for action in labelled])[torch.tensor(in_split)]

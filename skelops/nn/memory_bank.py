@@ -53,6 +53,8 @@ class MemoryBank(nn.Module):
         shapes.check("embeddings", embeddings, "N D")
         shapes.check("labels", labels, "N", dtype="integer")
         shapes.check("indices", indices, "N", dtype="integer")
+        if not len(indices):
+            return
         # Which of several writes to one place wins is not defined on a GPU: all of them write what the last one has.
         places = torch.arange(len(indices), device=indices.device)
         last = torch.where(indices[:, None] == indices, places, -1).amax(1)

@@ -1,6 +1,6 @@
 // Minimal filtering of a convolution along frames with 7 or 9 taps: Winograd's F(2,3) over three groups of taps, and again
 // over the taps of a group. A tile of 6 frames of output takes 28 products with a matrix of weights instead of 54 (9 taps), or
-// 24 instead of 42 (7 taps). The transforms have no factor but 1/2, and the sums are shorter: it rounds as the plain way does.
+// 24 instead of 42 (7 taps). The transforms have no factor but 1/2, and the sums are shorter: errors are of the order of the plain way's.
 //
 // With X_f the frames that a tile reads and w_i the weights, zero past the last tap, a part p = 0..3 has frames and weights
 //   D_0f = X_f - X_{f+6}, D_1f = X_{f+6} + X_{f+3}, D_2f = X_{f+6} - X_{f+3}, D_3f = X_{f+9} - X_{f+3}
@@ -159,11 +159,7 @@ inline void add_weight_gradients(const MinimalShape& s, const FrameTiles& tiles,
   const int64_t K = n * tiles.V, width = tiles.width;
   float *d = memory, *e = memory + 7 * K * width;
   const auto add = [&](int64_t of_d, int64_t of_e, int64_t steps, int64_t matrix) {
-    const float *a = d + of_d * K * width, *b = e + of_e * K * width_g;
-    if (by_input)
-      gemm(a, 1, width, b, width_g, sums + matrix * rows * N, N, rows, N, steps, true);
-    else
-      gemm(b, 1, width_g, a, width, sums + matrix * rows * N, N, rows, N, steps, true);
+    add_weight_gradient<float>({d + of_d * K * width, width}, {e + of_e * K * width_g, width_g}, by_input, sums + matrix * rows * N, rows, N, steps);
   };
   for (int64_t part = 0; part < kParts; ++part) {
     const int64_t first = part * kMatricesOfPart;

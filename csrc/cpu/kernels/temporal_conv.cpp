@@ -128,13 +128,9 @@ void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const T
         const Summed<Tile> of_g = summed(g, ldg, -reach, frames * s.V + reach, half, s.width_out(), paired);
         for (int64_t of = 0; of < s.groups * taps.count; ++of) {
           const int64_t group = of / taps.count, tap = of % taps.count;
-          const Tile* a_rows = of_a.at(0, group * Cg);
-          const Tile* g_rows = of_g.at(-(taps.offset + tap * taps.offset_step) * s.V, group * Og);
-          float* sum = sums.weight + (group * s.k + taps.first + tap * taps.step) * M * N;
-          if (s.sums_by_input())
-            gemm(a_rows, terms, of_a.ld, g_rows, of_g.ld, sum, N, M, N, half, true);
-          else
-            gemm(g_rows, terms, of_g.ld, a_rows, of_a.ld, sum, N, M, N, half, true);
+          add_weight_gradient<Tile>({of_a.at(0, group * Cg), of_a.ld},
+                                    {of_g.at(-(taps.offset + tap * taps.offset_step) * s.V, group * Og), of_g.ld}, s.sums_by_input(),
+                                    sums.weight + (group * s.k + taps.first + tap * taps.step) * M * N, M, N, half);
         }
       }
       if (!needs_a) continue;

@@ -61,14 +61,9 @@ void add_gradients(const TemporalConvShape& s, const Extent& e, const float* a, 
   if (e.n)
     add_weight_gradients(s.minimal(), {a, lda, s.V, Cp}, e.n, g, ldg, Op, e.frames, s.sums_by_input(), rows, N, scratch(kWork, M * (7 * Cp + 5 * Op)),
                          sums + s.k * rows * N);
-  for (int64_t tap = 0; e.rest && tap < s.k; ++tap) {
-    const float *of_a = a + (tiled + tap * s.V) * lda, *of_g = g + tiled * ldg;
-    float* sum = sums + tap * rows * N;
-    if (s.sums_by_input())
-      gemm(of_a, 1, lda, of_g, ldg, sum, N, rows, N, e.rest * s.V, true);
-    else
-      gemm(of_g, 1, ldg, of_a, lda, sum, N, rows, N, e.rest * s.V, true);
-  }
+  for (int64_t tap = 0; e.rest && tap < s.k; ++tap)
+    add_weight_gradient<float>({a + (tiled + tap * s.V) * lda, lda}, {g + tiled * ldg, ldg}, s.sums_by_input(), sums + tap * rows * N, rows, N,
+                               e.rest * s.V);
 }
 
 template <typename T>

@@ -146,7 +146,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 class _Once(torch.autograd.Function):
-    """Hands the gradient of the features on; asking for its own gradient is an error, not a silent zero."""
+    """Hands the gradient of the features on; asking for its own gradient is an error, not a silent zero.
+
+    The features are an argument so that the result depends on them.
+    """
 
     @staticmethod
     def forward(gradient: Tensor, features: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ def temporal_conv(
     float16. ``x``, ``weight``, ``bias``, ``scale`` and ``shift`` have gradients.
 
     On the CPU, convolutions of 7 and 9 taps with neither stride nor dilation nor groups are filtered minimally
-    (Winograd's F(2,3), nested): about half of the products, and no larger an error. A value that is not finite then
-    makes up to five more frames not finite on either side of those that it reaches.
+    (Winograd's F(2,3), nested): about half of the products, and an error of the same order. A value that is not
+    finite then makes up to five more frames not finite on either side of those that it reaches.
 
     Args:
         x: feature map (B, C, T, V), contiguous or channels_last, there also a slice of the channels of a wider map
