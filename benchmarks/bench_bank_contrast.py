@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize, softplus
+from torch.nn.functional import normalize, softplus
 
 import skelops
 from benchmarks.case import GPU_DTYPES, Case, Work
+from benchmarks.eager.std_cl import bank_contrast
 from skelops.ops.norm_act.reference import hashes
 
 POSITIVES, HARD, RANDOM, TEMPERATURE = 128, 512, 512, 0.8
@@ -27,25 +27,9 @@ def released(
     drawn: Tensor,
 ) -> Tensor:
     """As the released code computes it; it draws on the host, too, but takes the op's draw, so that results agree."""
-    similarity = normalize(features.float(), dim=1) @ bank.float().T
-    same = labels[:, None] == bank_labels
-    positive_mask, negative_mask = same * visited.float(), (1 - same.float()) * visited.float()
-    rows = []
-    for i in range(len(labels)):
-        if positive_mask[i].sum() < POSITIVES or negative_mask[i].sum() < max(HARD, RANDOM):
-            continue
-        positive = torch.masked_select(similarity[i], positive_mask[i].bool())
-        negative = torch.masked_select(similarity[i], negative_mask[i].bool())
-        hard_positive = positive.sort(stable=True)[0][:POSITIVES]
-        hard_negative = negative.sort(stable=True, descending=True)[0][:HARD]
-        random.sample(list(range(len(negative))), RANDOM)
-        place = negative_mask[i].bool().cumsum(0) - 1
-        for chosen in (hard_negative, negative[place[drawn[i]]]):
-            rows.append(torch.cat([hard_positive[:, None], chosen.expand(POSITIVES, -1)], 1))
-    if not rows:
-        return features.sum() * 0
-    logits = torch.cat(rows) / TEMPERATURE
-    return cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+    features = normalize(features.float(), dim=1)
+    mined = POSITIVES, HARD, RANDOM
+    return bank_contrast(features, labels, bank, bank_labels, visited, mined, TEMPERATURE, drawn)
 
 
 def batched(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import torch
@@ -9,6 +10,42 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from benchmarks.eager.common import pooled
+
+
+# Every step selects another number of slots, anchor by anchor: compiled, it would be compiled anew each time.
+@torch.compiler.disable
+def bank_contrast(
+    features: Tensor,
+    labels: Tensor,
+    bank: Tensor,
+    bank_labels: Tensor,
+    visited: Tensor,
+    mined: tuple[int, int, int] = (128, 512, 512),
+    temperature: float = 0.8,
+    drawn: Tensor | None = None,
+) -> Tensor:
+    """The loss of unit features; the random negatives are drawn on the host, and are ``drawn`` (N, R) where given."""
+    positives, hard, count = mined
+    similarity = features.float() @ bank.float().T
+    same = labels[:, None] == bank_labels
+    positive_mask, negative_mask = same * visited.float(), (1 - same.float()) * visited.float()
+    rows = []
+    for i in range(len(labels)):
+        if positive_mask[i].sum() < positives or negative_mask[i].sum() < max(hard, count):
+            continue
+        positive = torch.masked_select(similarity[i], positive_mask[i].bool())
+        negative = torch.masked_select(similarity[i], negative_mask[i].bool())
+        hard_positive = positive.sort(stable=True)[0][:positives]
+        hard_negative = negative.sort(stable=True, descending=True)[0][:hard]
+        places = torch.tensor(random.sample(list(range(len(negative))), count), device=negative.device)
+        if drawn is not None:
+            places = (negative_mask[i].bool().cumsum(0) - 1)[drawn[i]]
+        for chosen in (hard_negative, negative[places]):
+            rows.append(torch.cat([hard_positive[:, None], chosen.expand(positives, -1)], 1))
+    if not rows:
+        return features.sum() * 0
+    logits = torch.cat(rows) / temperature
+    return cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
 
 
 class Bank(nn.Module):
@@ -22,8 +59,6 @@ class Bank(nn.Module):
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
         self.register_buffer("visited", torch.zeros(size, dtype=torch.bool))
 
-    # Every step selects another number of slots, anchor by anchor: compiled, it would be compiled anew each time.
-    @torch.compiler.disable
     def forward(
         self, features: Tensor, labels: Tensor, indices: Tensor, mined: tuple[int, int, int], temperature: float
     ) -> Tensor:
@@ -31,22 +66,7 @@ class Bank(nn.Module):
         with torch.no_grad():
             self.bank[indices], self.labels[indices] = features.detach().float(), labels
             self.visited[indices] = True
-        similarity = features @ self.bank[self.visited].T
-        of_slot = self.labels[self.visited]
-        positives, hard, drawn = mined
-        losses = []
-        for i in range(len(features)):
-            same = of_slot == labels[i]
-            mine, others = similarity[i][same], similarity[i][~same]
-            if len(mine) < positives or len(others) < max(hard, drawn):
-                continue
-            hardest = mine.sort(descending=False)[0][:positives]
-            hard_negatives = others.sort(descending=True)[0][:hard]
-            random_negatives = others[torch.randperm(len(others))[:drawn]]
-            for negatives in (hard_negatives, random_negatives):
-                logits = torch.cat([hardest[:, None], negatives[None].repeat(positives, 1)], dim=1) / temperature
-                losses.append(cross_entropy(logits, torch.zeros(positives, dtype=torch.int64, device=logits.device)))
-        return torch.stack(losses).mean() if losses else features.sum() * 0
+        return bank_contrast(features, labels, self.bank, self.labels, self.visited, mined, temperature)
 
 
 class SqueezeHead(nn.Module):
