@@ -21,30 +21,30 @@ def _by_frame(x: Tensor) -> Tensor:
 
 
 def eager(
-    query: Tensor, key: Tensor, value: Tensor, group_key: Tensor, hop_key: Tensor, group_bias: Tensor, static: Tensor,
-    alpha: Tensor, distance: Tensor, groups: Tensor,
+    qkv: Tensor, group_key: Tensor, hop_key: Tensor, group_bias: Tensor, static: Tensor, alpha: Tensor,
+    distance: Tensor, groups: Tensor,
 ) -> Tensor:  # fmt: skip
-    q, k, x, e = (_by_frame(m) for m in (query, key, value, group_key[..., groups]))
+    q, k, x, e = (_by_frame(m) for m in (*qkv.chunk(3, 1), group_key[..., groups]))
     score = q @ k.mT + torch.einsum("bthnc,hnmc->bthnm", q, hop_key[:, distance.mT])
     score = score + torch.einsum("bthnc,bthmc->bthnm", q, e)
     score = score + torch.einsum("hc,bthmc->bthm", group_bias, e)[..., None, :]
     attention = alpha * (score * WIDTH**-0.5).softmax(-1) + static.mT
-    B, C, T, V = value.shape
+    (B, C, T, _), V = group_key.shape, qkv.shape[3]
     return (attention @ x).transpose(3, 4).reshape(B, T, C, V).transpose(1, 2)
 
 
 def sdpa(
-    query: Tensor, key: Tensor, value: Tensor, group_key: Tensor, hop_key: Tensor, group_bias: Tensor, static: Tensor,
-    alpha: Tensor, distance: Tensor, groups: Tensor,
+    qkv: Tensor, group_key: Tensor, hop_key: Tensor, group_bias: Tensor, static: Tensor, alpha: Tensor,
+    distance: Tensor, groups: Tensor,
 ) -> Tensor:  # fmt: skip
     """The keys of hops and groups as a mask that is added; the static part, a second product."""
-    q, k, x, e = (_by_frame(m) for m in (query, key, value, group_key[..., groups]))
+    q, k, x, e = (_by_frame(m) for m in (*qkv.chunk(3, 1), group_key[..., groups]))
     mask = torch.einsum("bthnc,hnmc->bthnm", q, hop_key[:, distance.mT])
     mask = (mask + torch.einsum("hc,bthmc->bthm", group_bias, e)[..., None, :]) * WIDTH**-0.5
     out = alpha * scaled_dot_product_attention(
         q.flatten(0, 1), (k + e).flatten(0, 1), x.flatten(0, 1), mask.flatten(0, 1)
     )
-    B, C, T, V = value.shape
+    (B, C, T, _), V = group_key.shape, qkv.shape[3]
     return (out.unflatten(0, (B, T)) + static.mT @ x).transpose(3, 4).reshape(B, T, C, V).transpose(1, 2)
 
 
@@ -55,7 +55,7 @@ def case(B: int, T: int, V: int, layout: str, dtype: torch.dtype, headline: bool
     memory_format = getattr(torch, layout)
 
     def inputs() -> tuple[Tensor, ...]:
-        maps = [torch.randn(B, C, T, joints).contiguous(memory_format=memory_format) for joints in (V, V, V, G)]
+        maps = [torch.randn(size).contiguous(memory_format=memory_format) for size in ((B, 3 * C, T, V), (B, C, T, G))]
         sizes = (HEADS, n_hops, WIDTH), (HEADS, WIDTH), (HEADS, V, V), (1,)
         floats = [x.to(dtype).requires_grad_() for x in (*maps, *(torch.randn(size) * 0.1 for size in sizes))]
         device = floats[0].device

@@ -43,12 +43,11 @@ def _graph_conv(dtype: torch.dtype) -> Iterator[partial]:
 
 def _hop_attention(dtype: torch.dtype) -> Iterator[partial]:
     hops, groups = torch.randint(0, 12, (25, 25)), torch.randint(0, 5, (25,))
-    for value in _maps(dtype, (64, 216, 64, 25), (64, 216, 16, 25)):
-        query, key = (torch.randn_like(value).requires_grad_() for _ in range(2))
-        group_key = torch.randn_like(value[..., :5]).requires_grad_()
+    for qkv in _maps(dtype, (64, 648, 64, 25), (64, 648, 16, 25)):
+        group_key = torch.randn_like(qkv[:, :216, :, :5]).requires_grad_()
         sizes = (9, 12, 24), (9, 24), (9, 25, 25), (1,)
         parameters = [torch.randn(size).to(dtype).requires_grad_() for size in sizes]
-        inputs = query, key, value, group_key, *parameters, hops, groups
+        inputs = qkv, group_key, *parameters, hops, groups
         yield partial(skelops.hop_attention, *inputs, heads=9)
 
 

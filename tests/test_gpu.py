@@ -72,11 +72,11 @@ def _aggregate_inputs(B: int, dtype: torch.dtype, *sizes: int) -> tuple[Any, ...
 
 
 def _hop_inputs(B: int, dtype: torch.dtype) -> tuple[Any, ...]:
-    group_key = torch.randn(B, 16, 9, 5).to(dtype).requires_grad_()
+    maps = (torch.randn(shape).to(dtype).requires_grad_() for shape in ((B, 48, 9, 25), (B, 16, 9, 5)))
     shapes = (2, 7, 8), (2, 8), (2, 25, 25), (1,)
     parameters = (torch.randn(shape).to(dtype).requires_grad_() for shape in shapes)
     indices = torch.randint(0, 7, (25, 25)), torch.randint(0, 5, (25,))
-    return *(_map(B, dtype) for _ in range(3)), group_key, *parameters, *indices
+    return *maps, *parameters, *indices
 
 
 def _norm_act(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor, seed: Tensor) -> Tensor:

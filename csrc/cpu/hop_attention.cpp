@@ -8,16 +8,16 @@ namespace {
 
 // The arguments as kernels take them, and the memory that the pointers lead to.
 struct Inputs {
-  Map query, key, value, group_key;
+  Map qkv, group_key;
   Tensor hop_key, group_bias, static_part;
   std::vector<int32_t> hops, groups;
   HopAttention p;
 
-  Inputs(const Tensor& q, const Tensor& k, const Tensor& x, const Tensor& g, const Tensor& of_hop, const Tensor& bias, const Tensor& fixed,
-         const Tensor& alpha, const Tensor& hop_indices, const Tensor& group_indices, int64_t heads, double scale)
-      : query(as_map(q, Slices::of_rows)), key(as_map(k, Slices::of_rows)), value(as_map(x, Slices::of_rows)), group_key(as_map(g, Slices::of_rows)),
-        hop_key(to_float(of_hop)), group_bias(to_float(bias)), static_part(to_float(fixed)) {
-    const int64_t V = query.V, n_hops = hop_key.size(1);
+  Inputs(const Tensor& x, const Tensor& g, const Tensor& of_hop, const Tensor& bias, const Tensor& fixed, const Tensor& alpha,
+         const Tensor& hop_indices, const Tensor& group_indices, int64_t heads, double scale)
+      : qkv(as_map(x, Slices::of_rows)), group_key(as_map(g, Slices::of_rows)), hop_key(to_float(of_hop)), group_bias(to_float(bias)),
+        static_part(to_float(fixed)) {
+    const int64_t V = qkv.V, n_hops = hop_key.size(1);
     const Tensor hop_of = to_int64(hop_indices), group_of = to_int64(group_indices);
     const auto* hop = static_cast<const int64_t*>(hop_of.const_data_ptr());
     const auto* group = static_cast<const int64_t*>(group_of.const_data_ptr());
@@ -29,24 +29,22 @@ struct Inputs {
       groups[v] = within(group[v], group_key.V);
       for (int64_t w = 0; w < V; ++w) hops[w * V + v] = within(hop[v * V + w], n_hops);
     }
-    p = {query.B, query.T, V, group_key.V, heads, query.C / heads, n_hops, dtype_of(q), query.input(), key.input(), value.input(),
-         group_key.input(), floats(hop_key), floats(group_bias), floats(static_part), hops.data(), groups.data(), floats(to_float(alpha))[0],
-         static_cast<float>(scale)};
+    p = {qkv.B, qkv.T, V, group_key.V, heads, group_key.C / heads, n_hops, dtype_of(x), qkv.input(), group_key.input(), floats(hop_key),
+         floats(group_bias), floats(static_part), hops.data(), groups.data(), floats(to_float(alpha))[0], static_cast<float>(scale)};
   }
 
   // The frames of all samples lie at equal distances where every map is channels_last.
   void join_samples(std::initializer_list<const Map*> others) {
     bool all = true;
-    for (const auto& maps : {std::initializer_list<const Map*>{&query, &key, &value, &group_key}, others})
+    for (const auto& maps : {std::initializer_list<const Map*>{&qkv, &group_key}, others})
       for (const Map* map : maps) all = all && map->channels_last;
     if (all) p.T *= p.B, p.B = 1;
   }
 };
 
-void forward(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& group_key, const Tensor& hop_key,
-             const Tensor& group_bias, const Tensor& static_part, const Tensor& alpha, const Tensor& hops, const Tensor& groups, int64_t heads,
-             double scale, std::vector<Tensor> outputs) {
-  Inputs inputs(query, key, value, group_key, hop_key, group_bias, static_part, alpha, hops, groups, heads, scale);
+void forward(const Tensor& qkv, const Tensor& group_key, const Tensor& hop_key, const Tensor& group_bias, const Tensor& static_part,
+             const Tensor& alpha, const Tensor& hops, const Tensor& groups, int64_t heads, double scale, std::vector<Tensor> outputs) {
+  Inputs inputs(qkv, group_key, hop_key, group_bias, static_part, alpha, hops, groups, heads, scale);
   const Map out = as_map(outputs[0]);
   inputs.join_samples({&out});
   const MapData y = out.output();
@@ -54,19 +52,17 @@ void forward(const Tensor& query, const Tensor& key, const Tensor& value, const 
   for_chunks(inputs.p.items(), [&](int64_t, int64_t begin, int64_t end) { kernel(inputs.p, y, begin, end); });
 }
 
-void backward(const Tensor& grad, const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& group_key, const Tensor& hop_key,
-              const Tensor& group_bias, const Tensor& static_part, const Tensor& alpha, const Tensor& hops, const Tensor& groups, int64_t heads,
-              double scale, std::vector<bool> needs, std::vector<Tensor> outputs) {
-  Inputs inputs(query, key, value, group_key, hop_key, group_bias, static_part, alpha, hops, groups, heads, scale);
+void backward(const Tensor& grad, const Tensor& qkv, const Tensor& group_key, const Tensor& hop_key, const Tensor& group_bias,
+              const Tensor& static_part, const Tensor& alpha, const Tensor& hops, const Tensor& groups, int64_t heads, double scale,
+              std::vector<bool> needs, std::vector<Tensor> outputs) {
+  Inputs inputs(qkv, group_key, hop_key, group_bias, static_part, alpha, hops, groups, heads, scale);
   const Map upstream = as_map(grad, Slices::of_rows);
-  std::vector<Map> maps;
-  for (int i = 0; i < 4; ++i) maps.push_back(needs[i] ? as_map(outputs[i]) : inputs.query);
-  inputs.join_samples({&upstream, &maps[0], &maps[1], &maps[2], &maps[3]});
+  const Map of_qkv = needs[0] ? as_map(outputs[0]) : inputs.qkv, of_group_key = needs[1] ? as_map(outputs[1]) : inputs.group_key;
+  inputs.join_samples({&upstream, &of_qkv, &of_group_key});
   const HopAttention& p = inputs.p;
-  const auto target = [&](int i) { return needs[i] ? maps[i].output() : MapData{}; };
-  const HopGradients gradients{upstream.input(), target(0), target(1), target(2), target(3)};
+  const HopGradients gradients{upstream.input(), needs[0] ? of_qkv.output() : MapData{}, needs[1] ? of_group_key.output() : MapData{}};
   const int64_t of_hops = p.heads * p.n_hops * p.width, of_bias = p.heads * p.width, pairs = p.V * p.V;
-  const int64_t of_static = needs[6] ? p.heads * pairs : 0, size = of_hops + of_bias + of_static;
+  const int64_t of_static = needs[4] ? p.heads * pairs : 0, size = of_hops + of_bias + of_static;
   const int64_t threads = torch::stable::get_num_threads();
   std::vector<float> partials(threads * size, 0.0f);
   std::vector<double> of_alpha(threads, 0.0);
@@ -82,16 +78,16 @@ void backward(const Tensor& grad, const Tensor& query, const Tensor& key, const 
     for (int64_t i = 0; i < size; ++i) total[i] += total[chunk * size + i];
     of_alpha[0] += of_alpha[chunk];
   }
-  if (needs[4]) store_as(outputs[4], total);
-  if (needs[5]) store_as(outputs[5], total + of_hops);
-  if (needs[6]) {
+  if (needs[2]) store_as(outputs[2], total);
+  if (needs[3]) store_as(outputs[3], total + of_hops);
+  if (needs[4]) {
     std::vector<float> by_source(of_static);
     for (int64_t h = 0; h < p.heads; ++h)
       for (int64_t i = 0; i < pairs; ++i) by_source[h * pairs + i % p.V * p.V + i / p.V] = total[of_hops + of_bias + h * pairs + i];
-    store_as(outputs[6], by_source.data());
+    store_as(outputs[4], by_source.data());
   }
   const float last = static_cast<float>(of_alpha[0]);
-  if (needs[7]) store_as(outputs[7], &last);
+  if (needs[5]) store_as(outputs[5], &last);
 }
 
 }  // namespace

@@ -68,11 +68,8 @@ class HopAttention(nn.Module):
         rows = layer_norm(x.permute(0, 2, 3, 1), self.norm1.normalized_shape, self.norm1.weight, self.norm1.bias)
         qkv = pointwise(rows.permute(0, 3, 1, 2), [attn.q, attn.kv])
         part_key = pointwise(aggregate(x, self.part_mean, axes="kvw", sum_subsets=True), [self.pe_proj])
-        query, key, value = qkv.split(channels, dim=1)
         y = hop_attention(
-            query,
-            key,
-            value,
+            qkv,
             part_key,
             attn.rpe.view(-1, self.heads, channels // self.heads).transpose(0, 1),
             attn.w1,

@@ -12,6 +12,9 @@ namespace {
 // A head of up to kLanes frames in a sample.
 struct Place {
   int64_t b, t, frames, head;
+  // The same of the key and of the value: in qkv, those of all heads follow the queries.
+  Place key(const HopAttention& p) const { return {b, t, frames, head + p.heads}; }
+  Place value(const HopAttention& p) const { return {b, t, frames, head + 2 * p.heads}; }
 };
 
 // joints x width vectors of a map with that many joints; the lanes past the last frame are zero.
@@ -23,7 +26,7 @@ void load_frames(const HopAttention& p, const MapData& map, int64_t joints, cons
     for (int64_t v = 0; v < joints; ++v)
       transpose_tile(data + v * map.pitch, joints * map.pitch, at.frames, p.width, out + v * p.width * kLanes, kLanes, true);
   } else {
-    const T* data = static_cast<const T*>(map.data) + ((at.b * p.heads + at.head) * p.width * p.T + at.t) * joints;
+    const T* data = static_cast<const T*>(map.data) + ((at.b * map.pitch + at.head * p.width) * p.T + at.t) * joints;
     for (int64_t c = 0; c < p.width; ++c)
       transpose_tile(data + c * p.T * joints, joints, at.frames, joints, out + c * kLanes, p.width * kLanes, true);
   }
@@ -37,7 +40,7 @@ void store_frames(const HopAttention& p, const Vec* tile, const MapData& map, in
     for (int64_t v = 0; v < joints; ++v)
       transpose_tile(from + v * p.width * kLanes, kLanes, p.width, at.frames, data + v * map.pitch, joints * map.pitch, false);
   } else {
-    T* data = static_cast<T*>(map.data) + ((at.b * p.heads + at.head) * p.width * p.T + at.t) * joints;
+    T* data = static_cast<T*>(map.data) + ((at.b * map.pitch + at.head * p.width) * p.T + at.t) * joints;
     for (int64_t c = 0; c < p.width; ++c)
       transpose_tile(from + c * kLanes, p.width * kLanes, joints, at.frames, data + c * p.T * joints, joints, false);
   }
@@ -81,9 +84,9 @@ struct Tiles {
 
   template <typename T>
   void load(const Place& at) {
-    load_frames<T>(p, p.query, p.V, at, query);
-    load_frames<T>(p, p.key, p.V, at, key);
-    load_frames<T>(p, p.value, p.V, at, value);
+    load_frames<T>(p, p.qkv, p.V, at, query);
+    load_frames<T>(p, p.qkv, p.V, at.key(p), key);
+    load_frames<T>(p, p.qkv, p.V, at.value(p), value);
     load_frames<T>(p, p.group_key, p.G, at, group_key);
     for (int64_t v = 0; v < p.V; ++v)
       for (int64_t c = 0; c < p.width; ++c) key[v * p.width + c] += group_key[p.groups[v] * p.width + c];
@@ -211,19 +214,17 @@ struct Backward {
     lane_product<Vec>({upstream, d, 1}, {tiles.value, 1, d}, {of_attention, V, 1}, V, V, d);
     if (sums.static_part) add_lane_sums(of_attention, V * V, sums.static_part + at.head * V * V);
     of_softmax(at);
-    if (g.value.data) {
+    if (g.qkv.data) {
       lane_product<Vec>({tiles.attention, 1, V}, {upstream, d, 1}, {out, d, 1}, V, d, V);
-      store_frames<T>(p, out, g.value, V, at);
-    }
-    if (g.query.data) {
+      store_frames<T>(p, out, g.qkv, V, at.value(p));
       lane_product<Vec>({of_attention, V, 1}, {tiles.key, d, 1}, {out, d, 1}, V, d, V);
       lane_product<float>({of_by_hop, n, 1}, tiles.hop_key(at), {out, d, 1}, V, d, n, true);
-      store_frames<T>(p, out, g.query, V, at);
+      store_frames<T>(p, out, g.qkv, V, at);
     }
     lane_product<Vec>({of_by_hop, 1, n}, {tiles.query, d, 1}, {out, d, 1}, n, d, V);
     add_lane_sums(out, n * d, sums.hop_key + at.head * n * d);
     lane_product<Vec>({of_attention, 1, V}, {tiles.query, d, 1}, {out, d, 1}, V, d, V);
-    if (g.key.data) store_frames<T>(p, out, g.key, V, at);
+    if (g.qkv.data) store_frames<T>(p, out, g.qkv, V, at.key(p));
     of_groups<T>(at, out);
   }
 };

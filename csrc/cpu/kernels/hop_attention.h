@@ -12,7 +12,7 @@ struct HopAttention {
   // B samples of T frames; where every map is channels_last, all frames count as those of one sample.
   int64_t B, T, V, G, heads, width, n_hops;  // width: channels of a head
   Dtype dtype;
-  MapData query, key, value, group_key;
+  MapData qkv, group_key;   // (query, key, value) of all heads, one after another
   const float* hop_key;     // (heads, n_hops, width)
   const float* group_bias;  // (heads, width)
   const float* static_part; // (heads, V, V)
@@ -26,7 +26,7 @@ struct HopAttention {
 
 // Maps whose data is null are not asked for.
 struct HopGradients {
-  MapData upstream, query, key, value, group_key;
+  MapData upstream, qkv, group_key;
 };
 
 // What one chunk of items adds up; chunks are merged in their order, so that results repeat bit for bit.

@@ -234,15 +234,25 @@ inline void store_some(T* p, Vec x, int64_t n) {
   n >= kLanes ? store(p, x) : store_first(p, x, n);
 }
 
+// Where the block of kLanes that is due at i begins in n elements: the last one early enough to be whole, as it can be where n
+// is large enough. Loads and stores of a part of a vector take far longer than doing a few elements twice.
+inline int64_t block_start(int64_t i, int64_t n) { return n < kLanes ? i : smaller(i, n - kLanes); }
+
+// Calls body(i, n) for blocks of n elements from i on that cover `count`, every block whole where there are enough of them.
+template <typename Body>
+inline void for_blocks(int64_t count, const Body& body) {
+  for (int64_t i = 0; i < count; i += kLanes) body(block_start(i, count), smaller(kLanes, count));
+}
+
 // out[c][r] = in[r][c] for a (rows, columns) matrix; out rows are padded with zeros up to a multiple of kLanes columns.
 // ldin and ldout count elements between rows; In and Out are any of float and bf16.
 template <typename In, typename Out>
 inline void transpose_tile(const In* in, int64_t ldin, int64_t rows, int64_t columns, Out* out, int64_t ldout, bool pad) {
   Vec block[kLanes];
-  for (int64_t r = 0; r < rows; r += kLanes) {
-    const int64_t nr = smaller(kLanes, rows - r);
-    for (int64_t c = 0; c < columns; c += kLanes) {
-      const int64_t nc = smaller(kLanes, columns - c);
+  for (int64_t first_r = 0; first_r < rows; first_r += kLanes) {
+    const int64_t r = pad ? first_r : block_start(first_r, rows), nr = smaller(kLanes, rows - r);
+    for (int64_t first_c = 0; first_c < columns; first_c += kLanes) {
+      const int64_t c = block_start(first_c, columns), nc = smaller(kLanes, columns - c);
       // Unrolled whole, the block stays in registers; as a loop, the stores became a copy of memory that waits for the loads.
 #pragma GCC unroll 16
       for (int64_t i = 0; i < kLanes; ++i)

@@ -14,8 +14,10 @@ void load_rows(const MapData& map, int64_t channels, int64_t plane, int64_t b, i
   const int64_t width = padded(channels);
   if (map.channels_last) {
     const T* rows = static_cast<const T*>(map.data) + (b * plane + row) * map.pitch;
-    for (int64_t r = 0; r < R; ++r)
-      for (int64_t c = 0; c < width; c += kLanes) store(tile + r * ld + c, load_some(rows + r * map.pitch + c, larger(0, channels - c)));
+    for (int64_t r = 0; r < R; ++r) {
+      for (int64_t c = channels / kLanes * kLanes; c < width; c += kLanes) store(tile + r * ld + c, Vec{});
+      for_blocks(channels, [&](int64_t c, int64_t n) { store_some(tile + r * ld + c, load_some(rows + r * map.pitch + c, n), n); });
+    }
   } else {
     transpose_tile(static_cast<const T*>(map.data) + b * map.pitch * plane + row, plane, channels, R, tile, ld, true);
     for (int64_t c = round_up(channels, kLanes); c < width; c += kLanes)
@@ -76,7 +78,7 @@ void store_rows(const float* tile, int64_t ld, const MapData& map, int64_t chann
   }
   T* rows = static_cast<T*>(map.data) + (b * plane + row) * map.pitch;
   for (int64_t r = 0; r < R; ++r)
-    for (int64_t c = 0; c < channels; c += kLanes) store_some(rows + r * map.pitch + c, load(tile + r * ld + c), channels - c);
+    for_blocks(channels, [&](int64_t c, int64_t n) { store_some(rows + r * map.pitch + c, load_some(tile + r * ld + c, n), n); });
 }
 
 template <typename T>

@@ -15,9 +15,7 @@ from skelops.ops.hop_attention import reference
 
 
 def hop_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    qkv: Tensor,
     group_key: Tensor,
     hop_key: Tensor,
     group_bias: Tensor,
@@ -31,7 +29,8 @@ def hop_attention(
 ) -> Tensor:
     """Attention among the joints of every frame, by content, hop distance and body part.
 
-    With head h a slice of d channels, source joint v and target joint w::
+    With query, key and value the thirds of the channels of ``qkv``, head h a slice of d channels of each, source joint
+    v and target joint w::
 
         score[b,t,h,v,w] = scale * (query_w . (key_v + hop_key[h, hops[v,w]] + group_key[groups[v]])
                                     + group_bias[h] . group_key[groups[v]])
@@ -42,8 +41,10 @@ def hop_attention(
     floating-point input has a gradient.
 
     Args:
-        query, key, value: (B, H*d, T, V), contiguous or channels_last, also slices of the channels of a channels_last
-            map (other strides are copied once); the output has the format of ``value``, a gradient that of its map.
+        qkv: query, key and value, each with its H*d channels, one after another (B, 3*H*d, T, V); contiguous or
+            channels_last, also a slice of the channels of a channels_last map (other strides are copied once). The
+            output and the gradient have its format. One map, since one convolution makes all three, and its gradient
+            would have to be put together from theirs.
         group_key: keys of the G body parts in every frame, (B, H*d, T, G).
         hop_key: keys by hop distance (H, n_hops, d).
         group_bias: (H, d).
@@ -55,7 +56,7 @@ def hop_attention(
         scale: factor of the score; None: ``d ** -0.5``.
 
     Returns:
-        y (B, H*d, T, V) in the dtype of ``value``.
+        y (B, H*d, T, V) in the dtype of ``qkv``.
 
     Raises:
         TypeError: a tensor of the wrong kind of dtype, or maps and parameters of different dtypes outside autocast.
@@ -65,28 +66,32 @@ def hop_attention(
     Hyperformer, "Hypergraph Transformer for Skeleton-based Action Recognition" (2022), released as MHSA.
     """
     shapes = Shapes()
-    shapes.check("query", query, "B C T V")
-    divides_channels("heads", heads, shapes["C"])
-    shapes.sizes |= {"H": heads, "d": shapes["C"] // heads, "1": 1}
-    shapes.check("key", key, "B C T V")
-    shapes.check("value", value, "B C T V")
     shapes.check("group_key", group_key, "B C T G")
+    divides_channels("heads", heads, shapes["C"])
+    shapes.sizes |= {"3C": 3 * shapes["C"], "H": heads, "d": shapes["C"] // heads, "1": 1}
+    shapes.check("qkv", qkv, "B 3C T V")
     shapes.check("hop_key", hop_key, "H n_hops d")
     shapes.check("group_bias", group_bias, "H d")
     shapes.check("static", static, "H V V")
     shapes.check("alpha", alpha, "1")
     shapes.check("hops", hops, "V V", dtype="integer")
     shapes.check("groups", groups, "V", dtype="integer")
-    parts = {"hop_key": hop_key, "group_bias": group_bias, "static": static, "alpha": alpha}
-    maps = {"query": query, "key": key, "value": value, "group_key": group_key}
-    same_device(**maps, **parts, hops=hops, groups=groups)
-    same_dtype(**maps, **parts)
+    floats = {
+        "qkv": qkv,
+        "group_key": group_key,
+        "hop_key": hop_key,
+        "group_bias": group_bias,
+        "static": static,
+        "alpha": alpha,
+    }
+    same_device(**floats, hops=hops, groups=groups)
+    same_dtype(**floats)
     _in_range("hops", hops, shapes["n_hops"])
     _in_range("groups", groups, shapes["G"])
     if scale is None:
         scale = shapes["d"] ** -0.5
     positive("scale", scale)
-    return _op(*maps.values(), *parts.values(), hops, groups, heads, float(scale))
+    return _op(*floats.values(), hops, groups, heads, float(scale))
 
 
 def _in_range(name: str, indices: Tensor, count: int) -> None:
@@ -100,26 +105,27 @@ def _in_range(name: str, indices: Tensor, count: int) -> None:
         raise ValueError(f"{name}: expected values in 0..{count - 1}, got {low if low < 0 else high}")
 
 
-def _outputs(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> Tensor:
-    return empty_map(value, value.shape, is_channels_last(value))
+def _outputs(qkv: Tensor, group_key: Tensor, *others: Any) -> Tensor:
+    B, C, T, _ = group_key.shape
+    return empty_map(qkv, (B, C, T, qkv.shape[3]), is_channels_last(qkv))
 
 
 def _backward_outputs(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    inputs, needs = args[:8], args[-1]
+    inputs, needs = args[:6], args[-1]
     return tuple(
-        x.new_empty(0) if not need else empty_map(x, x.shape, is_channels_last(x)) if i < 4 else x.new_empty(x.shape)
+        x.new_empty(0) if not need else empty_map(x, x.shape, is_channels_last(x)) if i < 2 else x.new_empty(x.shape)
         for i, (x, need) in enumerate(zip(inputs, needs, strict=True))
     )
 
 
 _ARGUMENTS = (
-    "Tensor query, Tensor key, Tensor value, Tensor group_key, Tensor hop_key, Tensor group_bias, Tensor static,"
-    " Tensor alpha, Tensor hops, Tensor groups, int heads, float scale"
+    "Tensor qkv, Tensor group_key, Tensor hop_key, Tensor group_bias, Tensor static, Tensor alpha, Tensor hops,"
+    " Tensor groups, int heads, float scale"
 )
 _op = Op(f"hop_attention({_ARGUMENTS}) -> Tensor", reference=reference.hop_attention, outputs=_outputs)
 _op_backward = Op(
     f"hop_attention_backward(Tensor grad, {_ARGUMENTS}, bool[] needs)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.hop_attention_backward,
     outputs=_backward_outputs,
 )
@@ -131,7 +137,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    needs: Sequence[bool] = list(ctx.needs_input_grad[:8])
+    needs: Sequence[bool] = list(ctx.needs_input_grad[:6])
     results = _op_backward(grad, *ctx.saved_tensors, ctx.heads, ctx.scale, needs)
     return (*(result if need else None for result, need in zip(results, needs, strict=True)), None, None, None, None)
 

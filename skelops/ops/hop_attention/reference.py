@@ -26,20 +26,20 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 
 
 def hop_attention(
-    query: Tensor, key: Tensor, value: Tensor, group_key: Tensor, hop_key: Tensor, group_bias: Tensor, static: Tensor,
-    alpha: Tensor, hops: Tensor, groups: Tensor, heads: int, scale: float,
+    qkv: Tensor, group_key: Tensor, hop_key: Tensor, group_bias: Tensor, static: Tensor, alpha: Tensor, hops: Tensor,
+    groups: Tensor, heads: int, scale: float,
 ) -> Tensor:  # fmt: skip
-    query, key, value, group_key = (_heads(x, heads) for x in (query, key, value, group_key))
+    query, key, value, group_key = (_heads(x, heads) for x in (*qkv.chunk(3, 1), group_key))
     softmax, _ = _attention(query, key, group_key, hop_key, group_bias, hops, groups, scale)
     attention = (alpha * softmax + static).to(value.dtype)
     return torch.einsum("bthvw,bhctv->bhctw", attention, value).flatten(1, 2)
 
 
 def hop_attention_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, group_key: Tensor, hop_key: Tensor, group_bias: Tensor,
-    static: Tensor, alpha: Tensor, hops: Tensor, groups: Tensor, heads: int, scale: float, needs: Sequence[bool],
+    grad: Tensor, qkv: Tensor, group_key: Tensor, hop_key: Tensor, group_bias: Tensor, static: Tensor, alpha: Tensor,
+    hops: Tensor, groups: Tensor, heads: int, scale: float, needs: Sequence[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    grad, query, key, value, group_key = (_heads(x, heads) for x in (grad, query, key, value, group_key))
+    grad, query, key, value, group_key = (_heads(x, heads) for x in (grad, *qkv.chunk(3, 1), group_key))
     softmax, keys = _attention(query, key, group_key, hop_key, group_bias, hops, groups, scale)
     of_attention = torch.einsum("bhctv,bhctw->bthvw", value, grad)
     of_alpha = (softmax * of_attention).sum(3, keepdim=True)
@@ -50,12 +50,10 @@ def hop_attention_backward(
     by_group = of_score.new_zeros(*of_score.shape[:3], group_key.shape[4]).index_add(3, groups, of_score.sum(4))
     of_group_key = torch.zeros_like(group_key).index_add(4, groups, of_key)
     attention = (alpha * softmax + static).to(grad.dtype)
+    of_query = torch.einsum("bthvw,bhctv->bhctw", of_score, keys) + torch.einsum("bthnw,hnc->bhctw", by_hop, hop_key)
+    of_value = torch.einsum("bthvw,bhctw->bhctv", attention, grad)
     gradients = (
-        (
-            torch.einsum("bthvw,bhctv->bhctw", of_score, keys) + torch.einsum("bthnw,hnc->bhctw", by_hop, hop_key)
-        ).flatten(1, 2),
-        of_key.flatten(1, 2),
-        torch.einsum("bthvw,bhctw->bhctv", attention, grad).flatten(1, 2),
+        torch.cat([x.flatten(1, 2) for x in (of_query, of_key, of_value)], 1),
         (of_group_key + torch.einsum("bthg,hc->bhctg", by_group, group_bias)).flatten(1, 2),
         torch.einsum("bthnw,bhctw->hnc", by_hop, query),
         torch.einsum("bthg,bhctg->hc", by_group, group_key),

@@ -7,6 +7,8 @@ where it lies contiguous. Gradients shared by the frames are summed by share and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -81,17 +83,15 @@ def _softmax(q, k, e, keys, bias, hop, V, n_hops, scale, BV: tl.constexpr, BN: t
 @triton.jit
 def _apply(
     query, key, value, group_key, hop_key, group_bias, static, alpha, hops, groups, y,
-    pitch_q, pitch_k, pitch_v, pitch_y, pitch_g, T, V, G, D, n_hops, items, scale,
+    pitch, pitch_x, pitch_y, pitch_g, T, V, G, D, n_hops, items, scale,
     BF: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
     BACK: tl.constexpr,
 ):  # fmt: skip
     """The attention applied to the value; BACK: its transpose applied to a gradient, which gives that of the value."""
-    if pitch_k is None:
-        pitch_k = pitch_q
-    if pitch_v is None:
-        pitch_v = pitch_q
+    if pitch_x is None:
+        pitch_x = pitch
     if pitch_y is None:
-        pitch_y = pitch_q
+        pitch_y = pitch
     h, first = tl.program_id(0), tl.program_id(1) * BF
     joint, c = tl.arange(0, BV), tl.arange(0, BD)
     bias = tl.load(group_bias + h * D + c, mask=c < D, other=0.0).to(tl.float32)
@@ -100,12 +100,12 @@ def _apply(
     group = tl.load(groups + joint, mask=joint < V, other=-1).to(tl.int32)
     a = tl.load(alpha).to(tl.float32)
     for item in range(first, tl.minimum(first + BF, items)):
-        q = _load(query, item, h, joint, pitch_q, T, V, D, BD, ROWS)
-        k = _load(key, item, h, joint, pitch_k, T, V, D, BD, ROWS)
+        q = _load(query, item, h, joint, pitch, T, V, D, BD, ROWS)
+        k = _load(key, item, h, joint, pitch, T, V, D, BD, ROWS)
         e = _load(group_key, item, h, group, pitch_g, T, G, D, BD, ROWS)
         softmax, _ = _softmax(q, k, e, keys, bias, hop, V, n_hops, scale, BV, BN, PRECISION)
         # Not before: there are no registers to hold it beside the scores.
-        x = _load(value, item, h, joint, pitch_v, T, V, D, BD, ROWS)
+        x = _load(value, item, h, joint, pitch_x, T, V, D, BD, ROWS)
         attention = (a * softmax + fixed).to(x.dtype)
         out = tl.dot(tl.trans(attention) if BACK else attention, x, input_precision=PRECISION)
         _store(y, out, item, h, joint, pitch_y, T, V, D, BD, ROWS)
@@ -115,18 +115,12 @@ def _apply(
 def _of_targets(
     grad, query, key, value, group_key, hop_key, group_bias, static, alpha, hops, groups,
     of_query, of_hops, of_static, of_alpha,
-    pitch_q, pitch_k, pitch_v, pitch_y, pitch, pitch_g, T, V, G, D, n_hops, items, scale,
+    pitch, pitch_y, pitch_out, pitch_g, T, V, G, D, n_hops, items, scale,
     BV: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients by target: of the query and the hops; and of the attention itself, over one share of the frames."""
-    if pitch_y is None:
-        pitch_y = pitch_q
-    if pitch_k is None:
-        pitch_k = pitch_q
-    if pitch_v is None:
-        pitch_v = pitch_q
-    if pitch is None:
-        pitch = pitch_q
+    if pitch_out is None:
+        pitch_out = pitch
     h, share = tl.program_id(0), tl.program_id(1)
     joint, c, n = tl.arange(0, BV), tl.arange(0, BD), tl.arange(0, BN)
     bias = tl.load(group_bias + h * D + c, mask=c < D, other=0.0).to(tl.float32)
@@ -137,12 +131,12 @@ def _of_targets(
     sum_hops = tl.zeros((BN, BD), tl.float32)
     sum_alpha = tl.zeros((BV,), tl.float32)
     for item in range(share, items, tl.num_programs(1)):
-        q = _load(query, item, h, joint, pitch_q, T, V, D, BD, ROWS)
-        k = _load(key, item, h, joint, pitch_k, T, V, D, BD, ROWS)
+        q = _load(query, item, h, joint, pitch, T, V, D, BD, ROWS)
+        k = _load(key, item, h, joint, pitch, T, V, D, BD, ROWS)
         e = _load(group_key, item, h, group, pitch_g, T, G, D, BD, ROWS)
         softmax, k = _softmax(q, k, e, keys, bias, hop, V, n_hops, scale, BV, BN, PRECISION)
         g = _load(grad, item, h, joint, pitch_y, T, V, D, BD, ROWS)
-        x = _load(value, item, h, joint, pitch_v, T, V, D, BD, ROWS)
+        x = _load(value, item, h, joint, pitch, T, V, D, BD, ROWS)
         of_attention = tl.dot(g, tl.trans(x), input_precision=PRECISION)
         mean = tl.sum(softmax * of_attention, 1)
         of_score = (scale * a) * softmax * (of_attention - mean[:, None])
@@ -153,7 +147,7 @@ def _of_targets(
         if of_query is not None:
             out = tl.dot(of_score.to(k.dtype), k, input_precision=PRECISION)
             out = tl.dot(by_hop.to(keys.dtype), keys, out, input_precision=PRECISION)
-            _store(of_query, out, item, h, joint, pitch, T, V, D, BD, ROWS)
+            _store(of_query, out, item, h, joint, pitch_out, T, V, D, BD, ROWS)
         sum_hops = tl.dot(tl.trans(by_hop).to(q.dtype), q, sum_hops, input_precision=PRECISION)
         sum_static += of_attention
         sum_alpha += mean
@@ -169,18 +163,12 @@ def _of_targets(
 def _of_sources(
     grad, query, key, value, group_key, hop_key, group_bias, static, alpha, hops, groups,
     of_key, of_group_key, of_bias,
-    pitch_q, pitch_k, pitch_v, pitch_y, pitch, pitch_g, group_pitch, T, V, G, D, n_hops, items, scale,
+    pitch, pitch_y, pitch_out, pitch_g, group_pitch, T, V, G, D, n_hops, items, scale,
     BV: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients by source: of the key, and of the key and bias of the groups, over one share of the frames."""
-    if pitch_y is None:
-        pitch_y = pitch_q
-    if pitch_k is None:
-        pitch_k = pitch_q
-    if pitch_v is None:
-        pitch_v = pitch_q
-    if pitch is None:
-        pitch = pitch_q
+    if pitch_out is None:
+        pitch_out = pitch
     h, share = tl.program_id(0), tl.program_id(1)
     joint, c = tl.arange(0, BV), tl.arange(0, BD)
     bias = tl.load(group_bias + h * D + c, mask=c < D, other=0.0).to(tl.float32)
@@ -189,18 +177,18 @@ def _of_sources(
     a = tl.load(alpha).to(tl.float32)
     sum_bias = tl.zeros((BD,), tl.float32)
     for item in range(share, items, tl.num_programs(1)):
-        q = _load(query, item, h, joint, pitch_q, T, V, D, BD, ROWS)
-        k = _load(key, item, h, joint, pitch_k, T, V, D, BD, ROWS)
+        q = _load(query, item, h, joint, pitch, T, V, D, BD, ROWS)
+        k = _load(key, item, h, joint, pitch, T, V, D, BD, ROWS)
         e = _load(group_key, item, h, group, pitch_g, T, G, D, BD, ROWS)
         softmax, _ = _softmax(q, k, e, keys, bias, hop, V, n_hops, scale, BV, BN, PRECISION)
         g = _load(grad, item, h, joint, pitch_y, T, V, D, BD, ROWS)
-        x = _load(value, item, h, joint, pitch_v, T, V, D, BD, ROWS)
+        x = _load(value, item, h, joint, pitch, T, V, D, BD, ROWS)
         of_attention = tl.dot(g, tl.trans(x), input_precision=PRECISION)
         mean = tl.sum(softmax * of_attention, 1)
         of_score = (scale * a) * softmax * (of_attention - mean[:, None])
         of_k = tl.dot(tl.trans(of_score).to(q.dtype), q, input_precision=PRECISION)
         if of_key is not None:
-            _store(of_key, of_k, item, h, joint, pitch, T, V, D, BD, ROWS)
+            _store(of_key, of_k, item, h, joint, pitch_out, T, V, D, BD, ROWS)
         of_source = tl.sum(of_score, 0)
         sum_bias += tl.sum(of_source[:, None] * e.to(tl.float32), 0)
         if of_group_key is not None:
@@ -213,10 +201,9 @@ def _of_sources(
     tl.store(of_bias + part * D + c, sum_bias, mask=c < D)
 
 
-def _pitches(rows: bool, first: Tensor, *others: Tensor) -> list[int | None]:
-    """The pitches of some maps; None for that of the first: offsets known to be equal share their registers."""
-    shared = pitch(first, rows)
-    return [shared, *(None if pitch(x, rows) == shared else pitch(x, rows) for x in others)]
+def _other(one: int, first: int) -> int | None:
+    """A pitch, None where it is the first: offsets known to be equal share their registers."""
+    return None if one == first else one
 
 
 def _setting(kernel: str, x: Tensor, hop_key: Tensor, V: int, rows: bool) -> Tile:
@@ -227,68 +214,70 @@ def _setting(kernel: str, x: Tensor, hop_key: Tensor, V: int, rows: bool) -> Til
 
 
 def _run(
-    query: Tensor, key: Tensor, value: Tensor, group_key: Tensor, parameters: list[Tensor], y: Tensor, back: bool,
-    rows: bool, scale: float,
+    qkv: Sequence[Tensor], group_key: Tensor, parameters: list[Tensor], y: Tensor, pitches: tuple[int | None, ...],
+    back: bool, rows: bool, scale: float,
 ) -> None:  # fmt: skip
-    B, _, T, V = value.shape
+    B, _, T, V = y.shape
     H, n_hops, D = parameters[0].shape
-    setting = _setting("hop_attention", value, parameters[0], V, rows)
+    setting = _setting("hop_attention", y, parameters[0], V, rows)
     launch(
-        _apply, (H, triton.cdiv(B * T, setting["BF"])), y.device, query, key, value, group_key, *parameters, y,
-        *_pitches(rows, query, key, value, y), pitch(group_key, rows), T, V, group_key.shape[3], D, n_hops, B * T,
-        scale, BACK=back, **setting,
+        _apply, (H, triton.cdiv(B * T, setting["BF"])), y.device, *qkv, group_key, *parameters, y,
+        *pitches, T, V, group_key.shape[3], D, n_hops, B * T, scale, BACK=back, **setting,
     )  # fmt: skip
 
 
 def hop_attention(
-    query: Tensor, key: Tensor, value: Tensor, group_key: Tensor, hop_key: Tensor, group_bias: Tensor, static: Tensor,
-    alpha: Tensor, hops: Tensor, groups: Tensor, heads: int, scale: float, outputs: list[Tensor],
+    qkv: Tensor, group_key: Tensor, hop_key: Tensor, group_bias: Tensor, static: Tensor, alpha: Tensor, hops: Tensor,
+    groups: Tensor, heads: int, scale: float, outputs: list[Tensor],
 ) -> None:  # fmt: skip
-    rows = kernel_map(value)[1]
-    query, key, value, group_key = (in_format(x, rows, slices=True) for x in (query, key, value, group_key))
+    rows = kernel_map(qkv)[1]
+    qkv, group_key = (in_format(x, rows, slices=True) for x in (qkv, group_key))
     parameters = [x.contiguous() for x in (hop_key, group_bias, static, alpha, hops, groups)]
-    _run(query, key, value, group_key, parameters, outputs[0], False, rows, scale)
+    of_qkv = pitch(qkv, rows)
+    pitches = of_qkv, None, _other(pitch(outputs[0], rows), of_qkv), pitch(group_key, rows)
+    _run(qkv.chunk(3, 1), group_key, parameters, outputs[0], pitches, False, rows, scale)
 
 
 def hop_attention_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, group_key: Tensor, hop_key: Tensor, group_bias: Tensor,
-    static: Tensor, alpha: Tensor, hops: Tensor, groups: Tensor, heads: int, scale: float, needs: list[bool],
-    outputs: list[Tensor],
+    grad: Tensor, qkv: Tensor, group_key: Tensor, hop_key: Tensor, group_bias: Tensor, static: Tensor, alpha: Tensor,
+    hops: Tensor, groups: Tensor, heads: int, scale: float, needs: list[bool], outputs: list[Tensor],
 ) -> None:  # fmt: skip
     """Three passes, by target, by source and of the value: what one alone would hold does not fit the registers."""
-    rows = kernel_map(value)[1]
-    maps = [in_format(x, rows, slices=True) for x in (grad, query, key, value, group_key)]
-    B, C, T, V = value.shape
-    (H, n_hops, D), G = hop_key.shape, group_key.shape[3]
+    rows = kernel_map(qkv)[1]
+    grad, qkv, group_key = (in_format(x, rows, slices=True) for x in (grad, qkv, group_key))
+    query, key, value = qkv.chunk(3, 1)
+    B, C, T, G = group_key.shape
+    (H, n_hops, D), V = hop_key.shape, qkv.shape[3]
     parameters = [x.contiguous() for x in (hop_key, group_bias, static, alpha, hops, groups)]
-    shares = splits(value.device, B * T, heads)
+    shares = splits(qkv.device, B * T, heads)
     sizes = (H, n_hops, D), (H, D), (H, V, V), (H,)
-    of_hops, of_bias, of_static, of_alpha = (value.new_empty(shares, *size, dtype=torch.float32) for size in sizes)
+    of_hops, of_bias, of_static, of_alpha = (qkv.new_empty(shares, *size, dtype=torch.float32) for size in sizes)
     # Gradients have the format of their maps, which need not be that of the pass.
-    written = [_in_format_empty(out, rows) if need else None for out, need in zip(outputs[:4], needs, strict=False)]
-    of_query, of_key, of_value, of_group_key = written
-    dense, of_groups = (C if rows else C * T * joints for joints in (V, G))
-    pitches: list[int | None] = [*_pitches(rows, *maps[1:4], maps[0]), dense, pitch(maps[4], rows)]
-    if dense == pitches[0]:
-        pitches[4] = None
-    shape = (T, V, G, D, n_hops, B * T, scale)
+    written = [_in_format_empty(out, rows) if need else None for out, need in zip(outputs[:2], needs, strict=False)]
+    of_qkv, of_group_key = written
+    of_query, of_key, of_value = (None, None, None) if of_qkv is None else of_qkv.chunk(3, 1)
+    of_map, of_grad, of_groups = (pitch(x, rows) for x in (qkv, grad, group_key))
+    of_result = _other(3 * C if rows else 3 * C * T * V, of_map)
+    maps, shape = (grad, query, key, value, group_key), (T, V, G, D, n_hops, B * T, scale)
     if of_value is not None:
-        _run(maps[1], maps[2], maps[0], maps[4], parameters, of_value, True, rows, scale)
-    if needs[0] or needs[4] or needs[6] or needs[7]:
+        pitches = of_map, _other(of_grad, of_map), of_result, of_groups
+        _run((query, key, grad), group_key, parameters, of_value, pitches, True, rows, scale)
+    pitches = of_map, of_grad, of_result, of_groups
+    if needs[0] or needs[2] or needs[4] or needs[5]:
         launch(
-            _of_targets, (heads, shares), value.device, *maps, *parameters, of_query, of_hops, of_static, of_alpha,
-            *pitches, *shape, **_setting("hop_attention_targets", value, hop_key, V, rows),
+            _of_targets, (heads, shares), qkv.device, *maps, *parameters, of_query, of_hops, of_static, of_alpha,
+            *pitches, *shape, **_setting("hop_attention_targets", qkv, hop_key, V, rows),
         )  # fmt: skip
-    if needs[1] or needs[3] or needs[5]:
+    if needs[0] or needs[1] or needs[3]:
         launch(
-            _of_sources, (heads, shares), value.device, *maps, *parameters, of_key, of_group_key, of_bias,
-            *pitches, of_groups, *shape, **_setting("hop_attention_sources", value, hop_key, V, rows),
+            _of_sources, (heads, shares), qkv.device, *maps, *parameters, of_key, of_group_key, of_bias,
+            *pitches, C if rows else C * T * G, *shape, **_setting("hop_attention_sources", qkv, hop_key, V, rows),
         )  # fmt: skip
     for out, result in zip(outputs, written, strict=False):
         if result is not None and result is not out:
             out.copy_(result)
     sums = of_hops.sum(0), of_bias.sum(0), of_static.sum(0), of_alpha.sum().view(1)
-    for out, total, need in zip(outputs[4:], sums, needs[4:], strict=True):
+    for out, total, need in zip(outputs[2:], sums, needs[2:], strict=True):
         if need:
             out.copy_(total)
 
