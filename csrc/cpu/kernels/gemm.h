@@ -21,6 +21,7 @@ struct Product {
   Out* c;
   int64_t cm;
   int64_t K, taps;  // the sum has taps * K steps
+  int64_t last = kLanes;  // columns of the last vector of a row; what lies after them is neither read nor written
 };
 
 // The M rows of C at p.c, N vectors wide.
@@ -41,17 +42,24 @@ inline __attribute__((always_inline)) void gemm_block(const Product<T, Out>& p) 
     }
     a_tap += p.at, b_tap += p.bt;
   } while (--taps > 0);
+  const auto whole = [&](int n) { return n < N - 1 || p.last == kLanes; };
   // What is there is added last: a long sum then is one of short sums, and rounds less.
   if (p.add) {
 #pragma GCC unroll 24
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) acc[m][n] += load(p.add + m * p.addm + n * kLanes);
+      for (int n = 0; n < N; ++n) {
+        const float* add = p.add + m * p.addm + n * kLanes;
+        acc[m][n] += whole(n) ? load(add) : load_first(add, p.last);
+      }
   }
 #pragma GCC unroll 24
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) store(p.c + m * p.cm + n * kLanes, acc[m][n]);
+    for (int n = 0; n < N; ++n) {
+      Out* c = p.c + m * p.cm + n * kLanes;
+      whole(n) ? store(c, acc[m][n]) : store_first(c, acc[m][n], p.last);
+    }
 }
 
 // Blocks of M rows as long as they fit; p moves on to the rows left over.
@@ -81,7 +89,9 @@ void gemm(Product<T, Out> p, int64_t M, int64_t N) {
     // A remainder of one vector is the slowest block (a load of A per product): 5 is done as 3 + 2.
     const int64_t n = left == widest + 1 ? (left + 1) / 2 : smaller(left, widest);
     const auto columns = n == widest ? gemm_columns<widest, T, Out> : n == 3 ? gemm_columns<3, T, Out> : n == 2 ? gemm_columns<2, T, Out> : gemm_columns<1, T, Out>;
-    columns(p, M);
+    Product<T, Out> chunk = p;
+    if (left > n) chunk.last = kLanes;
+    columns(chunk, M);
     p.b += n * kLanes * kTermsPerStep<T>, p.c += n * kLanes, left -= n;
     if (p.add) p.add += n * kLanes;
   }

@@ -36,9 +36,11 @@ Taps taps_of(const TemporalConvShape& s, int64_t phase) {
   return taps;
 }
 
-// Splits a product into sums of at most kSteps, by taps.
+// Splits a product into sums of at most kSteps, by taps; no more than the columns is written.
 template <typename Tile>
-void convolve(Product<Tile> p, int64_t R, int64_t N) {
+void convolve(Product<Tile> p, int64_t R, int64_t columns) {
+  const int64_t N = round_up(columns, kLanes);
+  p.last = columns - (N - kLanes);
   const int64_t most = larger(1, kSteps / p.K);
   for (int64_t left = p.taps; left > 0; left -= most) {
     p.taps = smaller(most, left);
@@ -52,19 +54,20 @@ template <typename T, typename Tile>
 void forward(const TemporalConv& p, int64_t begin, int64_t end, double* stats) {
   const TemporalConvShape& s = p.shape;
   const int64_t Cg = s.group_in(), Og = s.group_out(), Ogp = padded(Og), halo = s.halo(), out_frames = s.out_frames();
-  const Frames<T, Tile> input{p.x, s.C, s.T, s.V, s.width_in()};
-  const Frames<T, float> output{p.y, s.O, out_frames, s.V, s.width_out()};
+  const Frames input = input_frames<T, Tile>(s, p.x);
+  const Frames output = output_frames<T, float>(s, p.y);
   constexpr int64_t terms = kTermsPerStep<Tile>;
   const Tile* weights = reinterpret_cast<const Tile*>(p.weight);
   const int64_t steps = steps_of<Tile>(Cg), tap_size = terms * Cg * Ogp;
   const int64_t phase_size = (s.tile_frames + 2 * halo) * s.V * s.width_in();
   Tile* tiles = scratch_of<Tile>(kX, s.stride * phase_size);
-  float* buffer = output.in_place() ? nullptr : scratch(kY, s.tile_frames * s.V * s.width_out());
+  float* y_tile = scratch(kY, s.tile_frames * s.V * s.width_out());
   for (int64_t item = begin; item < end; ++item) {
     const int64_t b = item / s.tiles(), t = item % s.tiles() * s.tile_frames;
     const int64_t frames = smaller(s.tile_frames, out_frames - t), R = frames * s.V;
-    float* y = buffer ? buffer : output.rows(b, t);
-    const int64_t ldy = buffer ? s.width_out() : p.y.pitch;
+    const bool direct = output.in_place(b, t, frames);
+    float* y = direct ? output.rows(b, t) : y_tile;
+    const int64_t ldy = direct ? p.y.pitch : s.width_out();
     int64_t ld = 0;
     const Tile* x = tiles;
     for (int64_t phase = 0; phase < s.stride; ++phase)
@@ -82,12 +85,12 @@ void forward(const TemporalConv& p, int64_t begin, int64_t end, double* stats) {
         const Tile* weight = weights + (group * s.k + taps.first) * tap_size;
         convolve<Tile>({a, ld, terms, taps.offset_step * s.V * ld, weight, terms * Ogp, taps.step * tap_size, add, add_ld, y + group * Og, ldy, steps,
                         taps.count},
-                       R, Ogp);
+                       R, Og);
         add = y + group * Og, add_ld = ldy;
       }
     }
     if (stats) add_sums(y, ldy, R, s.O, stats, stats + s.O);
-    if (buffer) output.store(y, ldy, b, t, frames, 1, 0);
+    if (!direct) output.store(y, ldy, b, t, frames, 1, 0);
   }
 }
 
@@ -98,12 +101,11 @@ void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const T
   const int64_t rows = s.tile_frames * s.V, M = s.sums_rows(), N = s.sums_width();
   const bool needs_a = p.grad_x.data || sums.scale;
   const Affine affine{p.scale, p.shift};
-  const Frames<T, Tile> input{p.x, s.C, s.T, s.V, s.width_in()};
-  const Frames<T, float> of_input{p.grad_x, s.C, s.T, s.V, s.width_in()};
+  const Frames input = input_frames<T, Tile>(s, p.x);
+  const Frames of_input = input_frames<T, float>(s, p.grad_x);
   constexpr int64_t terms = kTermsPerStep<Tile>;
   const Tile* weights = reinterpret_cast<const Tile*>(p.weight);
   const int64_t steps = steps_of<Tile>(Og), tap_size = terms * Og * Cgp, reach = halo * s.V;
-  const bool direct = p.grad_x.data && s.stride == 1 && of_input.in_place();
   Tile* x_tile = scratch_of<Tile>(kX, rows * s.width_in());
   Tile* a_tile = scratch_of<Tile>(kA, rows * s.width_in());
   float* h_tile = scratch(kH, rows * s.width_in());
@@ -134,6 +136,8 @@ void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const T
         }
       }
       if (!needs_a) continue;
+      // What goes through the normalisation is written by whole vectors.
+      const bool direct = p.grad_x.data && s.stride == 1 && (p.scale ? of_input.in_place() : of_input.in_place(b, t, count));
       float* h = direct ? of_input.rows(b, t) : h_tile;
       const int64_t ldh = direct ? p.grad_x.pitch : s.width_in();
       if (!taps.count) __builtin_memset(h, 0, sizeof(float) * R * ldh);
@@ -141,7 +145,7 @@ void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const T
         const Tile* weight = weights + (group * s.k + taps.first) * tap_size;
         convolve<Tile>({g - taps.offset * s.V * ldg + group * Og, ldg, terms, -taps.offset_step * s.V * ldg, weight, terms * Cgp, taps.step * tap_size,
                         nullptr, 0, h + group * Cg, ldh, steps, taps.count},
-                       R, Cgp);
+                       R, Cg);
       }
       if (p.scale) {
         int64_t ldx;

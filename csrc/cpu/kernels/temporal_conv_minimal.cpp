@@ -40,7 +40,7 @@ void convolve(const TemporalConvShape& s, const Extent& e, const float* x, int64
 template <typename T>
 void forward(const TemporalConv& p, int64_t begin, int64_t end, double* stats) {
   const TemporalConvShape& s = p.shape;
-  const Frames<T, float> input{p.x, s.C, s.T, s.V, padded(s.C)}, output{p.y, s.O, s.T, s.V, padded(s.O)};
+  const Frames input = input_frames<T, float>(s, p.x), output = output_frames<T, float>(s, p.y);
   float* x_tile = scratch(kX, most_loaded(s) * s.V * padded(s.C));
   float* y_tile = output.in_place() ? nullptr : scratch(kY, s.tile_frames * s.V * padded(s.O));
   for (int64_t item = begin; item < end; ++item) {
@@ -71,7 +71,7 @@ void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const T
   const TemporalConvShape& s = p.shape;
   const int64_t Cp = padded(s.C), Op = padded(s.O), halo = s.halo(), loaded = most_loaded(s);
   const bool needs_a = p.grad_x.data || sums.scale;
-  const Frames<T, float> input{p.x, s.C, s.T, s.V, Cp}, of_input{p.grad_x, s.C, s.T, s.V, Cp};
+  const Frames input = input_frames<T, float>(s, p.x), of_input = input_frames<T, float>(s, p.grad_x);
   const bool direct = p.grad_x.data && of_input.in_place();
   float* x_tile = scratch(kX, s.tile_frames * s.V * Cp);
   float* a_tile = scratch(kA, loaded * s.V * Cp);

@@ -9,13 +9,24 @@ namespace skelops::SKELOPS_LEVEL {
 
 enum Slot { kX, kA, kG, kH, kY, kWork };  // scratch; the binding takes 6 and 7
 
-// The frames of a map of T as tiles of rows, width elements of type Tile apart.
+// The frames of a map of T as tiles of rows, width elements of type Tile apart. group: channels that a product sums over.
 template <typename T, typename Tile>
 struct Frames {
   const MapData& map;
-  int64_t channels, frames, V, width;
+  int64_t samples, channels, group, frames, V, width;
 
-  bool in_place() const { return sizeof(T) == sizeof(Tile) && map.channels_last && width == channels; }
+  // Whether the map has rows as a tile has them, padding (none) included.
+  bool in_place() const { return has_rows() && width == channels; }
+
+  // Whether frames first .. first + count may be read as a tile where they lie. The padding of a row then holds what comes
+  // after it, which is no harm but past the end of the map, and where a step takes more channels than there are.
+  bool in_place(int64_t b, int64_t first, int64_t count) const {
+    if (!has_rows() || first < 0 || first + count > frames) return false;
+    const int64_t after = (samples - b) * frames - first - count;
+    return width == channels || (group % kTermsPerStep<Tile> == 0 && after * V * map.pitch >= width);
+  }
+
+  bool has_rows() const { return sizeof(T) == sizeof(Tile) && map.channels_last; }
 
   T* data(int64_t b, int64_t frame) const { return static_cast<T*>(map.data) + (b * frames + frame) * V * map.pitch; }
   Tile* rows(int64_t b, int64_t frame) const { return reinterpret_cast<Tile*>(data(b, frame)); }
@@ -30,7 +41,7 @@ struct Frames {
 
   // Frames first .. first + count of a phase, zero outside the map, in the tile or in place; ld tells how far apart rows are.
   const Tile* load(int64_t b, int64_t first, int64_t count, int64_t stride, int64_t phase, const Affine& affine, Tile* tile, int64_t* ld) const {
-    if (in_place() && !affine.scale && stride == 1 && first >= 0 && first + count <= frames) {
+    if (!affine.scale && stride == 1 && in_place(b, first, count)) {
       *ld = map.pitch;
       return rows(b, first);
     }
@@ -53,11 +64,21 @@ struct Frames {
   }
 };
 
+template <typename T, typename Tile>
+Frames<T, Tile> input_frames(const TemporalConvShape& s, const MapData& map) {
+  return {map, s.B, s.C, s.group_in(), s.T, s.V, s.width_in()};
+}
+
+template <typename T, typename Tile>
+Frames<T, Tile> output_frames(const TemporalConvShape& s, const MapData& map) {
+  return {map, s.B, s.O, s.group_out(), s.out_frames(), s.V, s.width_out()};
+}
+
 // The gradient of frames first .. first + count of y with that of its sums, zero outside.
 template <typename T, typename Tile>
 const Tile* load_gradient_frames(const TemporalConvBackward& p, int64_t b, int64_t first, int64_t count, Tile* tile, int64_t* ld) {
   const TemporalConvShape& s = p.shape;
-  const Frames<T, Tile> grads{p.grad, s.O, s.out_frames(), s.V, s.width_out()}, outputs{p.stats.y, s.O, s.out_frames(), s.V, s.width_out()};
+  const Frames grads = output_frames<T, Tile>(s, p.grad), outputs = output_frames<T, Tile>(s, p.stats.y);
   const Tile* grad = grads.load(b, first, count, 1, 0, {}, tile, ld);
   if (!p.stats.offset) return grad;
   const int64_t begin = larger(first, 0), end = smaller(first + count, s.out_frames()), R = (end - begin) * s.V;
