@@ -11,7 +11,7 @@ from skelops.methods.momentum_contrast import MomentumContrast
 from torch import Generator, Tensor, nn
 
 import skelops
-from skelops.nn import MomentumQueue
+from skelops.nn import Linear, MomentumQueue
 from skelops.ops.info_nce import InfoNCE
 
 
@@ -28,7 +28,7 @@ class DomainProjectors(nn.Module):
     def __init__(self, hidden: int, embedding: int) -> None:
         super().__init__()
         self.time, self.space, self.both = (
-            nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, embedding))
+            nn.Sequential(Linear(inputs, hidden), nn.ReLU(), Linear(hidden, embedding))
             for inputs in (hidden, hidden, 2 * hidden)
         )
 

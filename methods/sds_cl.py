@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 
 import skelops
 from skelops.data.transforms import motion_stream
-from skelops.nn import TemporalConv
+from skelops.nn import Linear, TemporalConv
 from skelops.nn.scaled import ConvNorm, initialise, join
 from skelops.ops.squeeze_pool import SqueezePool
 
@@ -62,7 +62,7 @@ class StreamAttention(nn.Module):
 
 
 def _projector(features: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, features))
+    return nn.Sequential(Linear(features, features), nn.ReLU(), Linear(features, features))
 
 
 class SDSCL(Framework):

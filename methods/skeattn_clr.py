@@ -18,6 +18,7 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 
 import skelops
 from skelops.augment import skelemix
+from skelops.nn import Linear
 
 
 class AttentionMask(nn.Module):
@@ -36,8 +37,8 @@ class AttentionMask(nn.Module):
             raise ValueError(f"heads: expected a divisor of the {channels} channels, got {heads}")
         self.heads = heads
         self.norm = nn.LayerNorm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels)
+        self.out = Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, V) -> mask (B, C, T, V) in [0, 1], channels_last."""
@@ -104,7 +105,7 @@ class SkeAttnCLR(MomentumContrast):
         self.predictors = nn.ModuleDict(
             {
                 name: nn.Sequential(
-                    nn.Linear(embedding, features), nn.BatchNorm1d(features), nn.ReLU(), nn.Linear(features, embedding)
+                    Linear(embedding, features), nn.BatchNorm1d(features), nn.ReLU(), Linear(features, embedding)
                 )
                 for name in ("whole", "salient", "rest")
             }

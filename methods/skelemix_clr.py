@@ -12,13 +12,12 @@ from skelops.methods.momentum_contrast import MomentumContrast, released_or_defa
 from torch import Generator, Tensor, nn
 
 from skelops.augment import skelemix
+from skelops.nn import Linear
 
 
 def projector(features: int, embedding: int) -> nn.Sequential:
     """Features to embeddings (released: `fc` with a batch normalisation that CrosSCLR and AimCLR do not have)."""
-    return nn.Sequential(
-        nn.Linear(features, features), nn.BatchNorm1d(features), nn.ReLU(), nn.Linear(features, embedding)
-    )
+    return nn.Sequential(Linear(features, features), nn.BatchNorm1d(features), nn.ReLU(), Linear(features, embedding))
 
 
 class SkeleMixCLR(MomentumContrast):

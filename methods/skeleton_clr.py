@@ -10,6 +10,7 @@ from skelops.methods.momentum_contrast import MomentumContrast, released_or_defa
 from torch import Generator, Tensor, nn
 
 import skelops
+from skelops.nn import Linear
 
 
 class SkeletonCLR(MomentumContrast):
@@ -40,7 +41,7 @@ class SkeletonCLR(MomentumContrast):
     ) -> None:
         features = encoder.feature_dim
         # Without the batch normalisation of SkeleMixCLR's projector (released: mlp=True).
-        encoder.fc = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, embedding))
+        encoder.fc = nn.Sequential(Linear(features, features), nn.ReLU(), Linear(features, embedding))
         initialise = released_or_default(released_weights)
         super().__init__(encoder, embedding, queue_size, temperature, momentum, copy_after_init, initialise)
 

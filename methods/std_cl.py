@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 import skelops
-from skelops.nn import MemoryBank
+from skelops.nn import Linear, MemoryBank
 
 
 class SqueezeHead(nn.Module):
@@ -26,7 +26,7 @@ class SqueezeHead(nn.Module):
         super().__init__()
         narrow = channels // reduction
         self.bottleneck = nn.Conv1d(channels, narrow, 1)
-        self.embed = nn.Linear(narrow * tokens, embedding)
+        self.embed = Linear(narrow * tokens, embedding)
 
     def forward(self, squeezed: Tensor) -> Tensor:
         """(N, C, P) -> (N, D)."""

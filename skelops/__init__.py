@@ -12,6 +12,7 @@ from skelops.ops.graph_conv import graph_conv
 from skelops.ops.hop_attention import hop_attention
 from skelops.ops.info_nce import info_nce
 from skelops.ops.joint_attention import joint_attention
+from skelops.ops.linear import linear
 from skelops.ops.mask_pool import mask_pool
 from skelops.ops.multi_scale_conv import multi_scale_conv
 from skelops.ops.norm_act import norm_act
@@ -36,6 +37,7 @@ __all__ = [
     "hop_attention",
     "info_nce",
     "joint_attention",
+    "linear",
     "mask_pool",
     "multi_scale_conv",
     "norm_act",

@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate, max_pool2d, relu
 
 import skelops
 from skelops.graphs import Layout
-from skelops.nn import TemporalConv
+from skelops.nn import Linear, TemporalConv
 from skelops.ops.squeeze_pool import SqueezePool
 
 
@@ -65,7 +65,7 @@ class HCN(Encoder):
             self.add_module(f"conv4{suffix}", layer(nn.Conv2d(width // 2, width, 3, padding=1)))
         self.conv5 = layer(nn.Conv2d(2 * width, 2 * width, 3, padding=1))
         self.conv6 = layer(nn.Conv2d(2 * width, 4 * width, 3, padding=1))
-        self.fc7 = layer(nn.Linear(4 * width * (frames // 16) ** 2, feature_dim))
+        self.fc7 = layer(Linear(4 * width * (frames // 16) ** 2, feature_dim))
 
     def feature_map(self, clips: Tensor) -> Tensor:
         """The position branch before joints become channels, (N * M, frames, T, V), clip-major.

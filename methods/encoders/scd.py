@@ -6,9 +6,11 @@ import torch
 from skelops.methods.encoders.ctr_gcn import ctr_unit
 from skelops.methods.encoders.encoder import Encoder
 from torch import Tensor, nn
+from torch.nn.functional import dropout, scaled_dot_product_attention
 
 import skelops
 from skelops.graphs import Layout, adjacency
+from skelops.nn import Linear
 from skelops.ops.squeeze_pool import SqueezePool
 
 
@@ -25,15 +27,47 @@ class Trunk(nn.Module):
 
 def _embedding(inputs: int, hidden_dim: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(inputs, hidden_dim), nn.LayerNorm(hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, hidden_dim)
+        Linear(inputs, hidden_dim), nn.LayerNorm(hidden_dim), nn.ReLU(), Linear(hidden_dim, hidden_dim)
     )
 
 
-def _transformer(hidden_dim: int, heads: int, dropout: float) -> nn.TransformerEncoder:
-    # Tokens come first: given the clips first, the attention of torch transposes them, and its product of a transposed
-    # map copies the weights once per token where no gradient is asked for.
-    layer = nn.TransformerEncoderLayer(hidden_dim, heads, hidden_dim, dropout)
-    return nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+class TransformerLayer(nn.Module):
+    """`torch.nn.TransformerEncoderLayer` (normalised after each part, ReLU) on `skelops.linear`, by the same names."""
+
+    def __init__(self, hidden_dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.self_attn = nn.MultiheadAttention(hidden_dim, heads, dropout)
+        self.linear1, self.linear2 = Linear(hidden_dim, hidden_dim), Linear(hidden_dim, hidden_dim)
+        self.norm1, self.norm2 = nn.LayerNorm(hidden_dim), nn.LayerNorm(hidden_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(tokens, N, hidden_dim) -> the same."""
+        x = self.norm1(tokens + self._drop(self._attend(tokens)))
+        return self.norm2(x + self._drop(self.linear2(self._drop(self.linear1(x).relu()))))
+
+    def _attend(self, tokens: Tensor) -> Tensor:
+        L, N, D = tokens.shape
+        attn = self.self_attn
+        qkv = skelops.linear(tokens, attn.in_proj_weight, attn.in_proj_bias)
+        query, key, value = qkv.view(L, N, 3, self.heads, -1).permute(2, 1, 3, 0, 4)
+        y = scaled_dot_product_attention(query, key, value, dropout_p=self.dropout if self.training else 0.0)
+        return skelops.linear(y.permute(2, 0, 1, 3).reshape(L, N, D), attn.out_proj.weight, attn.out_proj.bias)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return dropout(x, self.dropout, self.training)
+
+
+class Transformer(nn.Module):
+    """One `TransformerLayer`, by the names of `torch.nn.TransformerEncoder`."""
+
+    def __init__(self, hidden_dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([TransformerLayer(hidden_dim, heads, dropout)])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(tokens, N, hidden_dim) -> the same."""
+        return self.layers[0](tokens)
 
 
 class SCDEncoder(Encoder):
@@ -89,8 +123,8 @@ class SCDEncoder(Encoder):
         self.gcn_s = Trunk(bodies, in_channels, width, graph)
         self.channel_t = _embedding(bodies * self.layout.num_joints * width, hidden_dim)
         self.channel_s = _embedding(frames * width, hidden_dim)
-        self.t_encoder = _transformer(hidden_dim, heads, dropout)
-        self.s_encoder = _transformer(hidden_dim, heads, dropout)
+        self.t_encoder = Transformer(hidden_dim, heads, dropout)
+        self.s_encoder = Transformer(hidden_dim, heads, dropout)
 
     def feature_map(self, clips: Tensor) -> Tensor:
         """The last map of the temporal branch, (N * M, width, T, V), clip-major."""

@@ -7,6 +7,7 @@ from skelops.nn.graph_conv import GraphConv, STGCNBlock
 from skelops.nn.hop_attention import HopAttention
 from skelops.nn.info_nce import InfoNCELoss
 from skelops.nn.joint_attention import JointAttentionBlock
+from skelops.nn.linear import Linear
 from skelops.nn.memory_bank import MemoryBank
 from skelops.nn.momentum import MomentumEncoder
 from skelops.nn.multi_scale import MultiScaleTemporalConv
@@ -22,6 +23,7 @@ __all__ = [
     "HopAttention",
     "InfoNCELoss",
     "JointAttentionBlock",
+    "Linear",
     "MaskPool",
     "MemoryBank",
     "MomentumEncoder",
