@@ -52,12 +52,17 @@ class MomentumContrast(Framework):
             trainers, which draw the weights of both anew after the copy.
         initialise: draws the first weights, given to `nn.Module.apply`; the encoder's own stay where it is the default.
         queues: names of the queues.
+        fill_first: until the queues hold keys of clips alone, the loss is 0 and nothing is learned. False is the
+            released behaviour: all embeddings of an untrained encoder are near each other and far from the random
+            vectors that fill its queues, so that the first steps pull them closer still. On a small set they may not
+            come apart again.
 
     Attributes:
         encoder_q, encoder_k: the query encoder and the key encoder.
     """
 
     queue: MomentumQueue
+    keys_seen: Tensor
 
     def __init__(
         self,
@@ -69,9 +74,11 @@ class MomentumContrast(Framework):
         copy_after_init: bool = True,
         initialise: Callable[[nn.Module], None] = default_init,
         queues: Sequence[str] = ("queue",),
+        fill_first: bool = False,
     ) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.temperature, self.queue_size, self.fill_first = temperature, queue_size, fill_first
+        self.register_buffer("keys_seen", torch.zeros((), dtype=torch.int64))
         if initialise is not default_init:
             encoder.apply(initialise)
         self.encoder_q = encoder
@@ -86,6 +93,13 @@ class MomentumContrast(Framework):
         self.encoder_k.update(self.encoder_q)
         keys = self.encoder_k(clips)
         return tuple(normalize(key, dim=1) for key in ([keys] if isinstance(keys, Tensor) else keys))
+
+    def once_filled(self, loss: Tensor, clips: int) -> Tensor:
+        """The loss of a step on so many clips, or 0 where it is too early for one (``fill_first``)."""
+        if self.fill_first:
+            loss = torch.where(self.keys_seen < self.queue_size, 0, loss)
+        self.keys_seen += clips
+        return loss
 
     def contrast(self, anchors: Tensor, positives: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         """InfoNCE of groups of anchors against the queue, in one pass over it.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from skelops.methods.encoders import SCDEncoder
-from skelops.methods.momentum_contrast import MomentumContrast
+from skelops.methods.momentum_contrast import MomentumContrast, default_init
 from torch import Generator, Tensor, nn
 
 import skelops
@@ -52,16 +52,12 @@ class SCDNet(MomentumContrast):
         temperature: of every term.
         momentum: of the key encoder.
         released_weights: draw the first weights as released, uniform Xavier; False keeps PyTorch's.
-        fill_first: until the queues hold keys of clips alone, the loss is 0 and nothing is learned. False is the
-            released behaviour: all embeddings of an untrained encoder are near each other and far from the random
-            vectors that fill its queues, so that the first steps pull them closer still. Of a small set they do not
-            come apart again.
+        fill_first: see `MomentumContrast`.
     """
 
     queue_time: MomentumQueue
     queue_space: MomentumQueue
     queue_both: MomentumQueue
-    keys_seen: Tensor
 
     def __init__(
         self,
@@ -79,11 +75,17 @@ class SCDNet(MomentumContrast):
                 f" {type(encoder).__name__}, which has one feature"
             )
         encoder.fc = DomainProjectors(encoder.feature_dim // 2, embedding)
-        options = {"initialise": xavier_init} if released_weights else {}
-        queues = ("queue_time", "queue_space", "queue_both")
-        super().__init__(encoder, embedding, queue_size, temperature, momentum, queues=queues, **options)
-        self.fill_first = fill_first
-        self.register_buffer("keys_seen", torch.zeros((), dtype=torch.int64))
+        initialise = xavier_init if released_weights else default_init
+        super().__init__(
+            encoder,
+            embedding,
+            queue_size,
+            temperature,
+            momentum,
+            initialise=initialise,
+            queues=("queue_time", "queue_space", "queue_both"),
+            fill_first=fill_first,
+        )
 
     def forward(self, query: Tensor, key: Tensor, generator: Generator | None = None) -> dict[str, Tensor]:
         """Losses of a step on two views (N, C, T, V, M).
@@ -106,12 +108,8 @@ class SCDNet(MomentumContrast):
         }
         for queue, keys in ((self.queue_time, k_t), (self.queue_space, k_s), (self.queue_both, k_i)):
             queue.enqueue_(keys)
-        loss = torch.stack(list(parts.values())).sum()
-        if self.fill_first:
-            loss = torch.where(self.keys_seen < self.queue_both.queue.shape[1], 0, loss)
-        self.keys_seen += len(query)
         return {
-            "loss": loss,
+            "loss": self.once_filled(torch.stack(list(parts.values())).sum(), len(query)),
             **{f"loss_{name}": value.detach() for name, value in parts.items()},
             "accuracy": (both.rank[0] == 0).float().mean(),
         }

@@ -76,6 +76,7 @@ class SkeAttnCLR(MomentumContrast):
         heads: of the attention.
         copy_after_init: see `MomentumContrast`.
         released_weights: draw the first weights as the released trainer does, from N(0, 0.02).
+        fill_first: see `MomentumContrast`.
 
     Raises:
         ValueError: the encoder does not pool its last map, or ``salience`` is not from 0 to 1.
@@ -92,6 +93,7 @@ class SkeAttnCLR(MomentumContrast):
         heads: int = 8,
         copy_after_init: bool = True,
         released_weights: bool = False,
+        fill_first: bool = False,
     ) -> None:
         encoder.check_pools_its_map("SkeAttnCLR")
         if not 0 <= salience <= 1:
@@ -99,7 +101,9 @@ class SkeAttnCLR(MomentumContrast):
         features = encoder.feature_dim
         encoder.fc = projector(features, embedding)
         initialise = released_or_default(released_weights)
-        super().__init__(encoder, embedding, queue_size, temperature, momentum, copy_after_init, initialise)
+        super().__init__(
+            encoder, embedding, queue_size, temperature, momentum, copy_after_init, initialise, fill_first=fill_first
+        )
         self.salience, self.momentum = salience, momentum
         self.mask = AttentionMask(features, heads)
         self.predictors = nn.ModuleDict(
@@ -143,8 +147,9 @@ class SkeAttnCLR(MomentumContrast):
         losses, accuracy = self.contrast(anchors, keys, anchors[1:].flip(0).detach())
         self.queue.enqueue_(keys[0])
         whole_loss, salient, rest = losses
+        loss = whole_loss + self.salience * salient + (1 - self.salience) * rest
         return {
-            "loss": whole_loss + self.salience * salient + (1 - self.salience) * rest,
+            "loss": self.once_filled(loss, len(query)),
             "loss_whole": whole_loss.detach(),
             "loss_salient": salient.detach(),
             "loss_rest": rest.detach(),

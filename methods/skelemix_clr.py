@@ -46,6 +46,7 @@ class SkeleMixCLR(MomentumContrast):
         copy_after_init: see `MomentumContrast`.
         released_weights: draw the first weights as the released trainer does, from N(0, 0.02), which learns more slowly
             in short runs than PyTorch's default.
+        fill_first: see `MomentumContrast`.
 
     Raises:
         ValueError: the encoder does not pool its last map, or ``mixes`` is below 1.
@@ -62,13 +63,16 @@ class SkeleMixCLR(MomentumContrast):
         plus: bool = False,
         copy_after_init: bool = True,
         released_weights: bool = False,
+        fill_first: bool = False,
     ) -> None:
         encoder.check_pools_its_map("SkeleMixCLR")
         if mixes < 1:
             raise ValueError(f"mixes: expected at least 1, got {mixes}")
         encoder.fc = projector(encoder.feature_dim, embedding)
         initialise = released_or_default(released_weights)
-        super().__init__(encoder, embedding, queue_size, temperature, momentum, copy_after_init, initialise)
+        super().__init__(
+            encoder, embedding, queue_size, temperature, momentum, copy_after_init, initialise, fill_first=fill_first
+        )
         self.mixes, self.plus = mixes, plus
 
     def forward(self, query: Tensor, key: Tensor, generator: Generator | None = None) -> dict[str, Tensor]:
@@ -95,7 +99,7 @@ class SkeleMixCLR(MomentumContrast):
         self.queue.enqueue_(k)
         weight = self.mixes if self.plus else 1
         return {
-            "loss": instance + weight * (trimmed + truncated) / 2,
+            "loss": self.once_filled(instance + weight * (trimmed + truncated) / 2, len(query)),
             "loss_instance": instance.detach(),
             "loss_trimmed": trimmed.detach(),
             "loss_truncated": truncated.detach(),

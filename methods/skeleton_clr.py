@@ -27,6 +27,7 @@ class SkeletonCLR(MomentumContrast):
         copy_after_init: see `MomentumContrast`.
         released_weights: draw the first weights as the released trainer does, from N(0, 0.02), which learns more slowly
             in short runs than PyTorch's default.
+        fill_first: see `MomentumContrast`.
     """
 
     def __init__(
@@ -38,16 +39,19 @@ class SkeletonCLR(MomentumContrast):
         momentum: float = 0.999,
         copy_after_init: bool = True,
         released_weights: bool = False,
+        fill_first: bool = False,
     ) -> None:
         features = encoder.feature_dim
         # Without the batch normalisation of SkeleMixCLR's projector (released: mlp=True).
         encoder.fc = nn.Sequential(Linear(features, features), nn.ReLU(), Linear(features, embedding))
         initialise = released_or_default(released_weights)
-        super().__init__(encoder, embedding, queue_size, temperature, momentum, copy_after_init, initialise)
+        super().__init__(
+            encoder, embedding, queue_size, temperature, momentum, copy_after_init, initialise, fill_first=fill_first
+        )
 
     def forward(self, query: Tensor, key: Tensor, generator: Generator | None = None) -> dict[str, Tensor]:
         """``loss`` of two views (N, C, T, V, M), and ``accuracy``, the share of queries whose key is first."""
         q, (k,) = self.encoder_q(query), self.keys(key)
         result = skelops.info_nce(q, k, self.queue.queue.t(), self.temperature)
         self.queue.enqueue_(k)
-        return {"loss": result.loss, "accuracy": (result.rank == 0).float().mean()}
+        return {"loss": self.once_filled(result.loss, len(query)), "accuracy": (result.rank == 0).float().mean()}

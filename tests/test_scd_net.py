@@ -55,25 +55,6 @@ def test_step_contrasts_across_domains() -> None:
     assert (ours - theirs).norm() < 1e-3 * theirs.norm()
 
 
-def test_fill_first_learns_from_queues_of_keys_alone() -> None:
-    torch.manual_seed(0)
-    released = framework().train()
-    filling = copy.deepcopy(released)
-    filling.fill_first = True
-    for step in range(11):
-        query, key = torch.randn(2, 8, 3, 16, 20, 1)
-        losses = released(query, key)["loss"], filling(query, key)["loss"]
-        gradients = [
-            torch.autograd.grad(loss, list(model.encoder_q.parameters()))
-            for loss, model in zip(losses, (released, filling), strict=True)
-        ]
-        # A queue of 64 is full after 8 steps of 8 clips.
-        for of_released, of_filling in zip(*gradients, strict=True):
-            assert torch.equal(of_filling, of_released if step >= 8 else torch.zeros_like(of_released))
-        assert losses[1] == (losses[0] if step >= 8 else 0)
-        assert torch.equal(filling.queue_both.queue, released.queue_both.queue)
-
-
 def test_both_encoders_start_alike() -> None:
     model = framework()
     for q, k in zip(model.encoder_q.parameters(), model.encoder_k.parameters(), strict=True):
