@@ -138,7 +138,7 @@ def test_wrong_files_are_one_line(text: str, message: str) -> None:
 def test_a_part_of_the_views_is_overridden_alone(without_data: None) -> None:
     """Whatever their class, and by either way of naming it."""
     for key in ("model.views.probability", "model.views.init_args.probability"):
-        views = build(["--config", "scd_net/nw_ucla", f"--{key}", "0.25"]).model.views
-        assert (views.layout, views.frames, views.shear, views.probability) == ("nw_ucla", 32, 0.5, 0.25)
+        views = build(["--config", "scd_net/synthetic", f"--{key}", "0.25"]).model.views
+        assert (views.layout, views.frames, views.shear, views.probability) == ("ntu", 16, 0.5, 0.25)
     views = build(["--config", "skelemix_clr/nw_ucla", "--model.views.rotation", "30"]).model.views
     assert (views.rotation, views.crop, views.shear) == (30, 6, 0.5)
