@@ -78,7 +78,8 @@ class MomentumContrast(Framework):
     ) -> None:
         super().__init__()
         self.temperature, self.queue_size, self.fill_first = temperature, queue_size, fill_first
-        self.register_buffer("keys_seen", torch.zeros((), dtype=torch.int64))
+        if fill_first:
+            self.register_buffer("keys_seen", torch.zeros((), dtype=torch.int64))
         if initialise is not default_init:
             encoder.apply(initialise)
         self.encoder_q = encoder
@@ -96,8 +97,9 @@ class MomentumContrast(Framework):
 
     def once_filled(self, loss: Tensor, clips: int) -> Tensor:
         """The loss of a step on so many clips, or 0 where it is too early for one (``fill_first``)."""
-        if self.fill_first:
-            loss = torch.where(self.keys_seen < self.queue_size, 0, loss)
+        if not self.fill_first:
+            return loss
+        loss = torch.where(self.keys_seen < self.queue_size, 0, loss)
         self.keys_seen += clips
         return loss
 
