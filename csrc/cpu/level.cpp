@@ -51,7 +51,7 @@ Level level() {
 }
 
 float* scratch(int slot, int64_t floats) {
-  static thread_local Buffer buffers[8];
+  static thread_local Buffer buffers[kSumsSlot + 1];
   Buffer& buffer = buffers[slot];
   if (buffer.size < floats) {
     std::free(buffer.data);

@@ -9,8 +9,6 @@
 namespace skelops {
 namespace {
 
-enum Slot { kPacked = 6, kSums = 7 };  // scratch of the calling thread; the kernels use those below
-
 // The tiles of an item fill a good half of a 1 MB L2 cache, and their float sums stay short.
 constexpr int64_t kTileFloats = 160 * 1024, kMaxRows = 512;
 constexpr int64_t kItemsPerThread = 4;
@@ -51,7 +49,7 @@ void forward(const Tensor& input, const Tensor& weight, std::optional<Tensor> bi
   const Map x = as_map(input, Slices::all), y = as_map(outputs[0], Slices::all);
   const TemporalConvShape s = shape_of(x, weight, stride, dilation, groups, false);
   const Tensor source = to_float(weight);
-  float* packed = scratch(kPacked, s.packed_size());
+  float* packed = scratch(kPackedSlot, s.packed_size());
   const auto pack = temporal_conv_pack_at_level();
   parallel_for(0, padded(s.group_out()) / kChannelPad, 1,
                [&](int64_t begin, int64_t end) { pack(floats(source), s, begin * kChannelPad, end * kChannelPad, packed); });
@@ -66,8 +64,8 @@ void forward(const Tensor& input, const Tensor& weight, std::optional<Tensor> bi
   if (stats) sums.store(chunks, outputs[1], outputs[2]);
 }
 
-// Adds up the chunks' sums of the gradient of the weight in their order, as (O, C / groups, k).
-std::vector<float> unpack(const TemporalConvShape& s, float* sums, int64_t chunks) {
+// Adds up the chunks' sums of the gradient of the weight (O, C / groups, k) in their order.
+void unpack(const TemporalConvShape& s, float* sums, int64_t chunks, const Tensor& gradient) {
   const int64_t size = s.sums_size();
   for (int64_t chunk = 1; chunk < chunks; ++chunk)
     parallel_for(0, size, 1 << 14, [&](int64_t begin, int64_t end) {
@@ -78,10 +76,11 @@ std::vector<float> unpack(const TemporalConvShape& s, float* sums, int64_t chunk
     const auto add = temporal_conv_minimal_gradients_at_level();
     parallel_for(0, matrix / kChannelPad, 256, [&](int64_t begin, int64_t end) { add(s, matrix, begin * kChannelPad, end * kChannelPad, sums); });
   }
-  std::vector<float> result(s.O * s.group_in() * s.k);
+  FloatOutput result(gradient);
+  float* values = result.data();
   const auto kernel = temporal_conv_unpack_at_level();
-  parallel_for(0, s.O, 16, [&](int64_t begin, int64_t end) { kernel(sums, s, begin, end, result.data()); });
-  return result;
+  parallel_for(0, s.O, 16, [&](int64_t begin, int64_t end) { kernel(sums, s, begin, end, values); });
+  result.store();
 }
 
 void backward(const Tensor& grad, const Tensor& input, const Tensor& weight, std::optional<Tensor> scale, std::optional<Tensor> shift, std::optional<Tensor> y,
@@ -92,7 +91,7 @@ void backward(const Tensor& grad, const Tensor& input, const Tensor& weight, std
   float* packed = nullptr;
   if (needs_x || needs_affine) {
     const Tensor source = to_float(weight);
-    packed = scratch(kPacked, s.packed_backward_size());
+    packed = scratch(kPackedSlot, s.packed_backward_size());
     const auto pack = temporal_conv_pack_backward_at_level();
     parallel_for(0, s.O, 16, [&](int64_t begin, int64_t end) { pack(floats(source), s, begin, end, packed); });
     if (s.pairs) pair_weights(packed, s.groups * s.k, s.group_out(), padded(s.group_in()));
@@ -111,14 +110,14 @@ void backward(const Tensor& grad, const Tensor& input, const Tensor& weight, std
                                data_of(shifts)};
   const auto kernel = s.is_minimal ? temporal_conv_minimal_backward_at_level() : temporal_conv_backward_at_level();
   const int64_t threads = torch::stable::get_num_threads();
-  float* weights = needs_weight ? scratch(kSums, threads * s.sums_size()) : nullptr;
+  float* weights = needs_weight ? scratch(kSumsSlot, threads * s.sums_size()) : nullptr;
   std::vector<double> biases(threads * s.O, 0.0), of_scale(threads * s.C, 0.0), of_shift(threads * s.C, 0.0);
   const int64_t chunks = for_chunks(s.items(), [&](int64_t chunk, int64_t begin, int64_t end) {
     kernel(p, begin, end,
            {needs_weight ? weights + chunk * s.sums_size() : nullptr, part(biases, needs_bias, chunk, s.O), part(of_scale, needs_affine, chunk, s.C),
             part(of_shift, needs_affine, chunk, s.C)});
   });
-  if (needs_weight) store_as(outputs[1], unpack(s, weights, chunks).data());
+  if (needs_weight) unpack(s, weights, chunks, outputs[1]);
   if (needs_bias) {
     std::vector<float> merged(s.O);
     merge(biases, chunks, s.O, merged.data());

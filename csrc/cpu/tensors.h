@@ -98,6 +98,22 @@ inline void store_as(const Tensor& target, const float* values) {
   }
 }
 
+// The memory of a contiguous tensor about to be written as floats; one of another dtype is written by `store`.
+class FloatOutput {
+ public:
+  explicit FloatOutput(const Tensor& target) : target_(target), is_float_(dtype_of(target) == Dtype::f32), values_(is_float_ ? 0 : target.numel()) {}
+
+  float* data() { return is_float_ ? static_cast<float*>(output_data(target_)) : values_.data(); }
+  void store() const {
+    if (!is_float_) store_as(target_, values_.data());
+  }
+
+ private:
+  Tensor target_;
+  bool is_float_;
+  std::vector<float> values_;
+};
+
 // (rows * n) values as (rows, width) floats, zero past n; empty where there are none.
 inline std::vector<float> padded_rows(const std::optional<Tensor>& values, int64_t rows, int64_t width) {
   if (!values) return {};

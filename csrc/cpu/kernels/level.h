@@ -18,7 +18,9 @@ enum class Level { portable, avx2, avx512, avx512_bf16 };
 // The best level that this CPU runs, or a lower one named by the environment variable SKELOPS_CPU_LEVEL.
 Level level();
 
-// Grow-only buffer of the calling thread, 64-byte aligned; slot tells apart buffers in use at the same time.
+// Grow-only buffer of the calling thread, 64-byte aligned; slot tells apart buffers in use at the same time. Those below 8 are the
+// kernels', the others their callers': packed weights, and sums that chunks add up.
+constexpr int kPackedSlot = 8, kSumsSlot = 9;
 float* scratch(int slot, int64_t floats);
 
 struct bf16 {

@@ -7,7 +7,7 @@
 
 namespace skelops::SKELOPS_LEVEL {
 
-enum Slot { kX, kA, kG, kH, kY, kWork };  // scratch; the binding takes 6 and 7
+enum Slot { kX, kA, kG, kH, kY, kWork };  // scratch
 
 // The frames of a map of T as tiles of rows, width elements of type Tile apart. group: channels that a product sums over.
 template <typename T, typename Tile>

@@ -81,6 +81,14 @@ def _softmax(q, k, e, keys, bias, hop, V, n_hops, scale, BV: tl.constexpr, BN: t
 
 
 @triton.jit
+def _of_softmax(softmax, grad, value, factor, PRECISION: tl.constexpr):
+    """Gradient of the softmax (targets, sources), its means by the softmax (targets,), and the gradient of the score."""
+    of_softmax = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
+    mean = tl.sum(softmax * of_softmax, 1)
+    return of_softmax, mean, factor * softmax * (of_softmax - mean[:, None])
+
+
+@triton.jit
 def _apply(
     query, key, value, group_key, hop_key, group_bias, static, alpha, hops, groups, y,
     pitch, pitch_x, pitch_y, pitch_g, T, V, G, D, n_hops, items, scale,
@@ -137,9 +145,7 @@ def _of_targets(
         softmax, k = _softmax(q, k, e, keys, bias, hop, V, n_hops, scale, BV, BN, PRECISION)
         g = _load(grad, item, h, joint, pitch_y, T, V, D, BD, ROWS)
         x = _load(value, item, h, joint, pitch, T, V, D, BD, ROWS)
-        of_attention = tl.dot(g, tl.trans(x), input_precision=PRECISION)
-        mean = tl.sum(softmax * of_attention, 1)
-        of_score = (scale * a) * softmax * (of_attention - mean[:, None])
+        of_attention, mean, of_score = _of_softmax(softmax, g, x, scale * a, PRECISION)
         by_hop = tl.zeros((BV, BN), tl.float32)
         for i in range(n_hops):
             of_hop = tl.sum(tl.where(hop == i, of_score, 0.0), 1)
@@ -183,9 +189,7 @@ def _of_sources(
         softmax, _ = _softmax(q, k, e, keys, bias, hop, V, n_hops, scale, BV, BN, PRECISION)
         g = _load(grad, item, h, joint, pitch_y, T, V, D, BD, ROWS)
         x = _load(value, item, h, joint, pitch, T, V, D, BD, ROWS)
-        of_attention = tl.dot(g, tl.trans(x), input_precision=PRECISION)
-        mean = tl.sum(softmax * of_attention, 1)
-        of_score = (scale * a) * softmax * (of_attention - mean[:, None])
+        _, _, of_score = _of_softmax(softmax, g, x, scale * a, PRECISION)
         of_k = tl.dot(tl.trans(of_score).to(q.dtype), q, input_precision=PRECISION)
         if of_key is not None:
             _store(of_key, of_k, item, h, joint, pitch_out, T, V, D, BD, ROWS)
