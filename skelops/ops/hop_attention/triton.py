@@ -82,7 +82,7 @@ def _softmax(q, k, e, keys, bias, hop, V, n_hops, scale, BV: tl.constexpr, BN: t
 
 @triton.jit
 def _of_softmax(softmax, grad, value, factor, PRECISION: tl.constexpr):
-    """Gradient of the softmax (targets, sources), its means by the softmax (targets,), and the gradient of the score."""
+    """Gradient of the softmax (targets, sources), its means by the softmax (targets,), and that of the score."""
     of_softmax = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
     mean = tl.sum(softmax * of_softmax, 1)
     return of_softmax, mean, factor * softmax * (of_softmax - mean[:, None])
