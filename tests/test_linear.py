@@ -65,6 +65,7 @@ def test_strides() -> None:
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.cpu
 def test_opcheck_and_compile() -> None:
     x, weight, bias = (y.requires_grad_() for y in make((12,), 20, 9))
     torch.library.opcheck(torch.ops.skelops.linear.default, (x, weight, bias))
