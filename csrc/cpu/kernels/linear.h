@@ -15,7 +15,8 @@ struct MatrixProduct {
   float* c;
   const float* bias;  // (N), or null
 
-  // A part of B stays in the L2 cache while it meets the rows of an item, which are many enough to be worth its copy.
+  // A part of B stays in the L2 cache while it meets the rows of an item, which are many enough to be worth its copy,
+  // and whole blocks of the 6 rows that a product takes at once with AVX-512.
   static constexpr int64_t kRows = 516, kColumns = 64, kDepth = 512;
   int64_t row_blocks() const { return (M + kRows - 1) / kRows; }
   int64_t items() const { return row_blocks() * ((N + kColumns - 1) / kColumns); }  // the unit of work: a block of C

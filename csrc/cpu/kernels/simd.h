@@ -235,7 +235,7 @@ inline void store_some(T* p, Vec x, int64_t n) {
 }
 
 // Where the block of kLanes that is due at i begins in n elements: the last one early enough to be whole, as it can be where n
-// is large enough. Loads and stores of a part of a vector take far longer than doing a few elements twice.
+// is large enough. From memory that is not cached, loads of a part of a vector take far longer than doing a few elements twice.
 inline int64_t block_start(int64_t i, int64_t n) { return n < kLanes ? i : smaller(i, n - kLanes); }
 
 // Calls body(i, n) for blocks of n elements from i on that cover `count`, every block whole where there are enough of them.
