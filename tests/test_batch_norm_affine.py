@@ -47,6 +47,17 @@ def test_matches_batch_norm(affine: tuple[bool, bool]) -> None:
 
 
 @pytest.mark.usefixtures("kernels")
+def test_running_statistics_in_parts() -> None:
+    sums, affine = eager_sums(torch.randn(SHAPE)), parameters()
+    whole = [torch.randn(70), torch.rand(70) + 1]
+    parts = [list(running.clone().split([1, 64, 5])) for running in whole]
+    expected = skelops.batch_norm_affine(*sums, COUNT, *affine, *whole)
+    results = skelops.batch_norm_affine(*sums, COUNT, *affine, *parts)
+    for a, b in zip([*results, *map(torch.cat, parts)], [*expected, *whole], strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.usefixtures("kernels")
 def test_each_gradient_alone() -> None:
     inputs = [*eager_sums(torch.randn(SHAPE)), *parameters()]
     leaves = [x.detach().requires_grad_() for x in inputs]
@@ -156,6 +167,8 @@ def test_bad_input() -> None:
         skelops.batch_norm_affine(*sums, COUNT, weight, 0.5)
     with pytest.raises(ValueError, match="running_var: expected both running_mean and running_var or none, got None"):
         skelops.batch_norm_affine(*sums, COUNT, weight, bias, torch.zeros(70))
+    with pytest.raises(ValueError, match=r"running_mean: expected tensors of C=70 channels together, got \[3, 4\]"):
+        skelops.batch_norm_affine(*sums, COUNT, weight, bias, *[[torch.zeros(3), torch.zeros(4)]] * 2)
     with pytest.raises(ValueError, match="count: expected more than 1 value per channel in training, got 1"):
         skelops.batch_norm_affine(*sums, 1, weight, bias)
 

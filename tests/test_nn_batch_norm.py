@@ -15,7 +15,8 @@ from torch.nn import functional as F
 import skelops
 from skelops._stats import MapStats
 from skelops.nn import BatchNormAct2d, STGCNBlock
-from skelops.nn.batch_norm import uses_batch_statistics
+from skelops.nn.batch_norm import alike, uses_batch_statistics
+from skelops.nn.scaled import normalised
 from skelops.ops.norm_act import reference
 
 MODULES: list[dict[str, Any]] = [
@@ -106,6 +107,41 @@ def test_sums_of_a_graph_conv_carry_the_gradient() -> None:
         results.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "second", [{}, {"momentum": 0.4}, {"eps": 1e-2}, {"affine": False}, {"track_running_stats": False}], ids=str
+)
+@pytest.mark.parametrize("first", [{}, {"momentum": None}, {"affine": False}], ids=str)
+@pytest.mark.parametrize("with_stats", [False, True])
+def test_norms_side_by_side(first: dict[str, Any], second: dict[str, Any], with_stats: bool) -> None:
+    """One call for several BatchNorms where these agree, one each where they do not."""
+    kinds: list[tuple[int, dict[str, Any]]] = [(3, first), (5, first | second), (1, first)]
+    plain = [nn.BatchNorm2d(channels, **kwargs) for channels, kwargs in kinds]
+    for norm in plain:
+        for part in norm.parameters():
+            nn.init.normal_(part)
+    ours = copy.deepcopy(plain)
+    assert alike(ours) == (first | second == first and "momentum" not in first)
+    for training in (True, True, False):
+        results = []
+        x = torch.randn(4, 9, 5, 7)
+        for norms in (plain, ours):
+            leaf = x.clone().requires_grad_()
+            for norm in norms:
+                norm.train(training)
+            if norms is plain:
+                y = torch.cat([norm(part) for norm, part in zip(norms, leaf.split([3, 5, 1], 1), strict=True)], 1)
+            else:
+                sums = MapStats(leaf, leaf.double().sum((0, 2, 3)), leaf.double().square().sum((0, 2, 3)))
+                scaled = normalised(sums if with_stats and training else leaf, *norms)
+                y = scaled.map * scaled.scale[:, None, None] + scaled.shift[:, None, None]
+            leaves = [leaf, *(part for norm in norms for part in norm.parameters())]
+            results.append(
+                [y, *torch.autograd.grad(y.square().sum(), leaves), *(b for norm in norms for b in norm.buffers())]
+            )
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
 
 
 def test_uses_batch_statistics() -> None:

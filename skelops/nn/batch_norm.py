@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,51 +22,72 @@ def uses_batch_statistics(norm: Norm) -> bool:
     return norm.training or norm.running_mean is None
 
 
-def scale_shift(norm: Norm, x: Tensor | MapStats) -> tuple[Tensor, Tensor]:
+def alike(norms: Sequence[Norm]) -> bool:
+    """Whether BatchNorms side by side can be computed as one, which each has its share of the channels of."""
+    if len(norms) == 1:
+        return True
+    kinds = {
+        (type(n), n.training, n.eps, n.momentum, n.affine, n.track_running_stats, _process_group(n)) for n in norms
+    }
+    # Without a momentum, the share of a new batch depends on how many each has seen.
+    return len(kinds) == 1 and norms[0].momentum is not None
+
+
+def scale_shift(x: Tensor | MapStats, *norms: Norm) -> tuple[Tensor, Tensor]:
     """What a BatchNorm does to a map, as ``scale[c] * x + shift[c]``; updates the running statistics in training.
 
     Args:
-        norm: torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm or `BatchNormAct2d`; what comes after its normalisation is
-            left out.
         x: the map (B, C, T, V), with the sums of its channels where an op gave them.
+        norms: torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm or `BatchNormAct2d`; what comes after its normalisation is
+            left out. Of several, which are `alike`, each has its share of the channels, one after the other.
 
     Returns:
         scale and shift, (C,) float32 (float64 for a float64 map).
 
     Raises:
-        ValueError: the map has other channels than ``norm``, or training sees one value per channel.
+        ValueError: the map has other channels than the norms, or training sees one value per channel.
     """
-    output = x.output if isinstance(x, MapStats) else x
-    if output.dim() != 4 or output.shape[1] != norm.num_features:
-        raise ValueError(f"x: expected shape (B, C={norm.num_features}, T, V), got {tuple(output.shape)}")
+    norm, output = norms[0], x.output if isinstance(x, MapStats) else x
+    channels = sum(norm.num_features for norm in norms)
+    if output.dim() != 4 or output.shape[1] != channels:
+        raise ValueError(f"x: expected shape (B, C={channels}, T, V), got {tuple(output.shape)}")
     dtype = torch.float64 if output.dtype == torch.float64 else torch.float32
     if not uses_batch_statistics(norm):
-        return _running_scale_shift(norm, dtype)
+        scales, shifts = zip(*(_running_scale_shift(norm, dtype) for norm in norms), strict=True)
+        return side_by_side(scales), side_by_side(shifts)
     total, square_sum = x[1:] if isinstance(x, MapStats) else channel_sums(x)
     B, _, T, V = output.shape
     count: int | Tensor = B * T * V
     if (group := _process_group(norm)) is not None:
         total, square_sum, count = _over_processes(total, square_sum, B * T * V, group)
-    running_mean = running_var = None
+    running_means = running_vars = None
     momentum: float | Tensor | None = norm.momentum
     if norm.training and norm.track_running_stats and (batches := norm.num_batches_tracked) is not None:
-        batches.add_(1)
-        running_mean, running_var = norm.running_mean, norm.running_var
+        tracked: list[Any] = [(norm.running_mean, norm.running_var, norm.num_batches_tracked) for norm in norms]
+        running_means, running_vars, counters = zip(*tracked, strict=True)
+        for counter in counters:
+            counter.add_(1)
         if momentum is None:
             # The average of all batches; as a tensor, since reading a number on the host waits for the device.
-            momentum = batches.to(running_mean).reciprocal()
+            momentum = batches.to(norm.running_mean).reciprocal()
     return batch_norm_affine(
         total,
         square_sum,
         count,
-        norm.weight,
-        norm.bias,
-        running_mean,
-        running_var,
+        side_by_side(norm.weight for norm in norms) if norm.affine else None,
+        side_by_side(norm.bias for norm in norms) if norm.affine else None,
+        running_means,
+        running_vars,
         momentum=0.0 if momentum is None else momentum,
         eps=norm.eps,
         dtype=dtype,
     )
+
+
+def side_by_side(parts: Iterable[Tensor]) -> Tensor:
+    """One tensor of several, one after the other."""
+    first, *others = parts
+    return torch.cat([first, *others]) if others else first
 
 
 def _running_scale_shift(norm: Norm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -142,7 +164,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
         output = x.output if isinstance(x, MapStats) else x
         dropout = self.dropout if self.training else 0.0
         seed = torch.randint(2**63 - 1, (1,), device=output.device) if dropout else None
-        scale, shift = scale_shift(self, x)
+        scale, shift = scale_shift(x, self)
         return norm_act(
             output, scale, shift, residual, negative_slope=self.negative_slope, dropout=dropout, seed=seed
         )  # fmt: skip

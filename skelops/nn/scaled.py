@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from skelops._stats import MapStats
-from skelops.nn.batch_norm import Norm, scale_shift, uses_batch_statistics
+from skelops.nn.batch_norm import Norm, alike, scale_shift, side_by_side, uses_batch_statistics
 from skelops.nn.temporal_conv import TemporalConv
 from skelops.ops.norm_act import norm_act
 from skelops.ops.temporal_conv import temporal_conv
@@ -40,16 +40,14 @@ class ScaledMap(NamedTuple):
 
 def normalised(y: Tensor | MapStats, *norms: Norm) -> ScaledMap:
     """``BN(y)``, still to be applied; of several BatchNorms each has its share of the channels, one after the other."""
-    output, sums = (y, ()) if isinstance(y, Tensor) else (y.output, y[1:])
-    coefficients, start = [], 0
-    for norm in norms:
-        share = slice(start, start + norm.num_features)
-        part = output if len(norms) == 1 else output[:, share]
-        coefficients.append(scale_shift(norm, MapStats(part, *(s[share] for s in sums)) if sums else part))
-        start = share.stop
-    if len(norms) == 1:
-        return ScaledMap(output, *coefficients[0])
-    scales, shifts = zip(*coefficients, strict=True)
+    output = y if isinstance(y, Tensor) else y.output
+    if alike(norms):
+        return ScaledMap(output, *scale_shift(y, *norms))
+    channels = [norm.num_features for norm in norms]
+    parts: Iterable[Any] = output.split(channels, dim=1)
+    if isinstance(y, MapStats):
+        parts = map(MapStats, parts, y.sum.split(channels), y.square_sum.split(channels))
+    scales, shifts = zip(*map(scale_shift, parts, norms), strict=True)
     return ScaledMap(output, torch.cat(scales), torch.cat(shifts))
 
 
@@ -117,10 +115,8 @@ def shortcut(in_channels: int, out_channels: int, stride: int = 1, names: tuple[
 def stacked(convs: Iterable[Any]) -> tuple[Tensor, Tensor | None]:
     """Weights (O, C / groups, 1) and biases (O,) of 1x1 convolutions, one after the other."""
     convs = list(convs)
-    weights, biases = [conv.weight.squeeze(3) for conv in convs], [conv.bias for conv in convs]
-    if len(convs) == 1:
-        return weights[0], biases[0]
-    return torch.cat(weights), None if biases[0] is None else torch.cat(biases)
+    bias = None if convs[0].bias is None else side_by_side(conv.bias for conv in convs)
+    return side_by_side(conv.weight for conv in convs).squeeze(3), bias
 
 
 def pointwise(x: Tensor, convs: Iterable[nn.Module], groups: int = 1) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +20,8 @@ def batch_norm_affine(
     count: int | Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
+    running_mean: Tensor | Sequence[Tensor] | None = None,
+    running_var: Tensor | Sequence[Tensor] | None = None,
     *,
     momentum: float | Tensor = 0.1,
     eps: float = 1e-5,
@@ -42,7 +43,8 @@ def batch_norm_affine(
         count: elements per channel, n = B T V; a float64 tensor of one element where the sums come from several
             processes. Without elements the running statistics stay as they are.
         weight, bias: (C,), or None for ones and zeros.
-        running_mean, running_var: (C,), written in place; both or none.
+        running_mean, running_var: (C,), written in place; both or none. Several tensors hold the channels one after the
+            other, as those of BatchNorms side by side.
         momentum: share of the new statistics, or a tensor of one element of the dtype of ``running_mean``.
         eps: added to the variance.
         dtype: of the results; float64 for a float64 map.
@@ -54,10 +56,13 @@ def batch_norm_affine(
         TypeError: a tensor is of the wrong dtype.
         ValueError: shapes or devices do not fit together, ``count`` is 1, or one of the running statistics is missing.
     """
-    parts = (square_sum, weight, bias, running_mean, running_var)
+    means, variances = _as_parts(running_mean), _as_parts(running_var)
     # Called for every normalisation of an encoder: the message is put together where there is one to give.
-    if not _fits(sum, parts) or (running_mean is None) != (running_var is None):
-        _refuse(sum, *parts)
+    if not (_fits(sum, square_sum, weight, bias) and _are_parts(sum, means) and _are_parts(sum, variances)):
+        _refuse(sum, square_sum, weight, bias, means, variances)
+    if (len(means) == 0) != (len(variances) == 0):
+        missing = "running_var" if len(means) else "running_mean"
+        raise ValueError(f"{missing}: expected both running_mean and running_var or none, got None")
     if isinstance(count, Tensor):
         scale, shift, mean, variance = reference.batch_norm_affine(sum, square_sum, count, weight, bias, eps, dtype)
         mean, variance = mean.detach(), variance.detach()
@@ -65,13 +70,34 @@ def batch_norm_affine(
         raise ValueError("count: expected more than 1 value per channel in training, got 1")
     else:
         scale, shift, mean, variance = _op(sum, square_sum, count, weight, bias, eps, dtype)
-    if running_mean is not None and running_var is not None and (isinstance(count, Tensor) or count > 0):
-        for running, new in ((running_mean, mean), (running_var, variance)):
-            running.lerp_(new if new.dtype == running.dtype else new.to(running.dtype), momentum)
+    if isinstance(count, Tensor) or count > 0:
+        for parts, new in ((means, mean), (variances, variance)):
+            _update(parts, new, momentum)
     return scale, shift
 
 
-def _fits(sum: Any, parts: tuple[Any, ...]) -> bool:
+def _as_parts(running: Any) -> Sequence[Tensor]:
+    return running if isinstance(running, list | tuple) else () if running is None else (running,)
+
+
+def _update(parts: Sequence[Tensor], new: Tensor, momentum: float | Tensor) -> None:
+    """Moves running statistics towards new ones (C,), of which each part has its share."""
+    news = new.split([len(part) for part in parts]) if len(parts) > 1 else (new,)
+    for part, share in zip(parts, news, strict=False):
+        part.lerp_(share if share.dtype == part.dtype else share.to(part.dtype), momentum)
+
+
+def _are_parts(sum: Tensor, parts: Sequence[Any]) -> bool:
+    """Whether running statistics fit the sums, as far as these are right."""
+    channels = 0
+    for part in parts:
+        if not isinstance(part, Tensor) or part.dim() != 1 or not part.is_floating_point() or part.device != sum.device:
+            return False
+        channels += len(part)
+    return len(parts) == 0 or channels == len(sum)
+
+
+def _fits(sum: Any, *parts: Any) -> bool:
     if not isinstance(sum, Tensor) or sum.dtype != torch.float64 or sum.dim() != 1:
         return False
     if not isinstance(parts[0], Tensor) or parts[0].dtype != torch.float64:
@@ -89,22 +115,25 @@ def _refuse(
     square_sum: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
+    means: Sequence[Tensor],
+    variances: Sequence[Tensor],
 ) -> None:
     shapes = Shapes()
     for name, part in (("sum", sum), ("square_sum", square_sum)):
         shapes.check(name, part, "C")
         if part.dtype != torch.float64:
             raise TypeError(f"{name}: expected torch.float64, got {part.dtype}")
-    optional = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
-    for name, given in optional.items():
+    for name, given in (("weight", weight), ("bias", bias)):
         if given is not None:
             shapes.check(name, given, "C")
-    if (running_mean is None) != (running_var is None):
-        missing = "running_var" if running_var is None else "running_mean"
-        raise ValueError(f"{missing}: expected both running_mean and running_var or none, got None")
-    same_device(sum=sum, square_sum=square_sum, **optional)
+    same_device(sum=sum, square_sum=square_sum, weight=weight, bias=bias)
+    for name, parts in (("running_mean", means), ("running_var", variances)):
+        for part in parts:
+            (shapes if len(parts) == 1 else Shapes()).check(name, part, "C")
+            same_device(**{"sum": sum, name: part})
+        channels = [len(part) for part in parts]
+        if parts and builtins.sum(channels) != len(sum):
+            raise ValueError(f"{name}: expected tensors of C={len(sum)} channels together, got {channels}")
 
 
 class _SumsOp(Op):
