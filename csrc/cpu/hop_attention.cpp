@@ -6,6 +6,10 @@
 namespace skelops {
 namespace {
 
+// Of a tile of the joints and channels of some heads; there are four, of up to 64 bytes per vector.
+constexpr int64_t kTileVectors = 2048;
+constexpr int64_t kItemsPerThread = 2;
+
 // The arguments as kernels take them, and the memory that the pointers lead to.
 struct Inputs {
   Map qkv, group_key;
@@ -29,16 +33,20 @@ struct Inputs {
       groups[v] = within(group[v], group_key.V);
       for (int64_t w = 0; w < V; ++w) hops[w * V + v] = within(hop[v * V + w], n_hops);
     }
-    p = {qkv.B, qkv.T, V, group_key.V, heads, group_key.C / heads, n_hops, dtype_of(x), qkv.input(), group_key.input(), floats(hop_key),
+    p = {qkv.B, qkv.T, V, group_key.V, heads, group_key.C / heads, n_hops, 1, dtype_of(x), qkv.input(), group_key.input(), floats(hop_key),
          floats(group_bias), floats(static_part), hops.data(), groups.data(), floats(to_float(alpha))[0], static_cast<float>(scale)};
   }
 
-  // The frames of all samples lie at equal distances where every map is channels_last.
-  void join_samples(std::initializer_list<const Map*> others) {
+  // The frames of all samples lie at equal distances where every map is channels_last. Heads go together as far as their tiles
+  // leave room in the L2 cache and enough items for all threads.
+  void arrange(std::initializer_list<const Map*> others) {
     bool all = true;
     for (const auto& maps : {std::initializer_list<const Map*>{&qkv, &group_key}, others})
       for (const Map* map : maps) all = all && map->channels_last;
     if (all) p.T *= p.B, p.B = 1;
+    const int64_t threads = torch::stable::get_num_threads(), items = p.items();
+    for (int64_t heads = 2; heads <= p.heads; ++heads)
+      if (p.heads % heads == 0 && heads * p.V * p.width <= kTileVectors && items / heads >= kItemsPerThread * threads) p.together = heads;
   }
 };
 
@@ -46,7 +54,7 @@ void forward(const Tensor& qkv, const Tensor& group_key, const Tensor& hop_key, 
              const Tensor& alpha, const Tensor& hops, const Tensor& groups, int64_t heads, double scale, std::vector<Tensor> outputs) {
   Inputs inputs(qkv, group_key, hop_key, group_bias, static_part, alpha, hops, groups, heads, scale);
   const Map out = as_map(outputs[0]);
-  inputs.join_samples({&out});
+  inputs.arrange({&out});
   const MapData y = out.output();
   const auto kernel = hop_attention_at_level();
   for_chunks(inputs.p.items(), [&](int64_t, int64_t begin, int64_t end) { kernel(inputs.p, y, begin, end); });
@@ -58,7 +66,7 @@ void backward(const Tensor& grad, const Tensor& qkv, const Tensor& group_key, co
   Inputs inputs(qkv, group_key, hop_key, group_bias, static_part, alpha, hops, groups, heads, scale);
   const Map upstream = as_map(grad, Slices::of_rows);
   const Map of_qkv = needs[0] ? as_map(outputs[0]) : inputs.qkv, of_group_key = needs[1] ? as_map(outputs[1]) : inputs.group_key;
-  inputs.join_samples({&upstream, &of_qkv, &of_group_key});
+  inputs.arrange({&upstream, &of_qkv, &of_group_key});
   const HopAttention& p = inputs.p;
   const HopGradients gradients{upstream.input(), needs[0] ? of_qkv.output() : MapData{}, needs[1] ? of_group_key.output() : MapData{}};
   const int64_t of_hops = p.heads * p.n_hops * p.width, of_bias = p.heads * p.width, pairs = p.V * p.V;

@@ -1,7 +1,8 @@
 // y_w = sum_v (alpha softmax_v(score[v,w]) + static[v,w]) value_v per frame and head. Lanes run along frames: a tile holds
-// the joints and channels of one head as vectors of kLanes frames, so that 25 joints and 24 channels waste no lane, the
+// the joints and channels of a few heads as vectors of kLanes frames, so that 25 joints and 24 channels waste no lane, the
 // lookups by hop and by group are plain loads (their gradients plain additions), and the softmax needs no sum across lanes.
-// Tiles are (joint, channel) and (target, source).
+// Frames are far apart in memory: heads are loaded and stored together, since longer runs come faster.
+// Tiles are (joint, channel of these heads) and (target, source).
 #include "hop_attention.h"
 
 #include "lane_product.h"
@@ -9,7 +10,7 @@
 namespace skelops::SKELOPS_LEVEL {
 namespace {
 
-// A head of up to kLanes frames in a sample.
+// Heads from `head` on, of up to kLanes frames in a sample.
 struct Place {
   int64_t b, t, frames, head;
   // The same of the key and of the value: in qkv, those of all heads follow the queries.
@@ -17,18 +18,18 @@ struct Place {
   Place value(const HopAttention& p) const { return {b, t, frames, head + 2 * p.heads}; }
 };
 
-// joints x width vectors of a map with that many joints; the lanes past the last frame are zero.
+// joints x columns vectors of a map with that many joints; the lanes past the last frame are zero.
 template <typename T>
 void load_frames(const HopAttention& p, const MapData& map, int64_t joints, const Place& at, Vec* tile) {
   auto* out = reinterpret_cast<float*>(tile);
   if (map.channels_last) {
     const T* data = static_cast<const T*>(map.data) + (at.b * p.T + at.t) * joints * map.pitch + at.head * p.width;
     for (int64_t v = 0; v < joints; ++v)
-      transpose_tile(data + v * map.pitch, joints * map.pitch, at.frames, p.width, out + v * p.width * kLanes, kLanes, true);
+      transpose_tile(data + v * map.pitch, joints * map.pitch, at.frames, p.columns(), out + v * p.columns() * kLanes, kLanes, true);
   } else {
     const T* data = static_cast<const T*>(map.data) + ((at.b * map.pitch + at.head * p.width) * p.T + at.t) * joints;
-    for (int64_t c = 0; c < p.width; ++c)
-      transpose_tile(data + c * p.T * joints, joints, at.frames, joints, out + c * kLanes, p.width * kLanes, true);
+    for (int64_t c = 0; c < p.columns(); ++c)
+      transpose_tile(data + c * p.T * joints, joints, at.frames, joints, out + c * kLanes, p.columns() * kLanes, true);
   }
 }
 
@@ -38,11 +39,11 @@ void store_frames(const HopAttention& p, const Vec* tile, const MapData& map, in
   if (map.channels_last) {
     T* data = static_cast<T*>(map.data) + (at.b * p.T + at.t) * joints * map.pitch + at.head * p.width;
     for (int64_t v = 0; v < joints; ++v)
-      transpose_tile(from + v * p.width * kLanes, kLanes, p.width, at.frames, data + v * map.pitch, joints * map.pitch, false);
+      transpose_tile(from + v * p.columns() * kLanes, kLanes, p.columns(), at.frames, data + v * map.pitch, joints * map.pitch, false);
   } else {
     T* data = static_cast<T*>(map.data) + ((at.b * map.pitch + at.head * p.width) * p.T + at.t) * joints;
-    for (int64_t c = 0; c < p.width; ++c)
-      transpose_tile(from + c * kLanes, p.width * kLanes, joints, at.frames, data + c * p.T * joints, joints, false);
+    for (int64_t c = 0; c < p.columns(); ++c)
+      transpose_tile(from + c * kLanes, p.columns() * kLanes, joints, at.frames, data + c * p.T * joints, joints, false);
   }
 }
 
@@ -50,9 +51,9 @@ void store_frames(const HopAttention& p, const Vec* tile, const MapData& map, in
 template <typename Body>
 void for_places(const HopAttention& p, int64_t begin, int64_t end, const Body& body) {
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t block = item / p.heads, first = block % p.blocks() * kItemFrames;
+    const int64_t parts = p.heads / p.together, block = item / parts, first = block % p.blocks() * kItemFrames;
     const int64_t last = smaller(p.T, first + kItemFrames);
-    for (int64_t t = first; t < last; t += kLanes) body(Place{block / p.blocks(), t, smaller(kLanes, last - t), item % p.heads});
+    for (int64_t t = first; t < last; t += kLanes) body(Place{block / p.blocks(), t, smaller(kLanes, last - t), item % parts * p.together});
   }
 }
 
@@ -62,25 +63,37 @@ Vec* vectors(float*& memory, int64_t n) {
   return first;
 }
 
+// A head in the tiles of those that were loaded together, `columns` vectors from one joint to the next.
+struct Head {
+  int64_t number;
+  Vec *query, *key, *value, *group_key, *upstream;  // the key comes with that of its group
+};
+
 // The tiles of both passes, and what they do alike.
 struct Tiles {
   const HopAttention& p;
-  Vec *query, *key, *value, *group_key;  // the key comes with that of its group
-  Vec *attention, *by_hop, *by_group;    // (V, V), (V, n_hops), (G,)
+  Vec *query, *key, *value, *group_key, *upstream;
+  Vec *attention, *by_hop, *by_group;  // (V, V), (V, n_hops), (G,)
 
   Tiles(const HopAttention& p, float*& memory) : p(p) {
-    query = vectors(memory, p.V * p.width);
-    key = vectors(memory, p.V * p.width);
-    value = vectors(memory, p.V * p.width);
-    group_key = vectors(memory, p.G * p.width);
+    query = vectors(memory, p.V * p.columns());
+    key = vectors(memory, p.V * p.columns());
+    value = vectors(memory, p.V * p.columns());
+    upstream = vectors(memory, p.V * p.columns());
+    group_key = vectors(memory, p.G * p.columns());
     attention = vectors(memory, p.V * p.V);
     by_hop = vectors(memory, p.V * p.n_hops);
     by_group = vectors(memory, p.G);
   }
 
-  static int64_t floats(const HopAttention& p) { return kLanes * ((3 * p.V + p.G) * p.width + p.V * (p.V + p.n_hops) + p.G); }
+  static int64_t floats(const HopAttention& p) { return kLanes * ((4 * p.V + p.G) * p.columns() + p.V * (p.V + p.n_hops) + p.G); }
 
-  Matrix<const float> hop_key(const Place& at) const { return {p.hop_key + at.head * p.n_hops * p.width, p.width, 1}; }
+  Head head(const Place& at, int64_t i) const {
+    const int64_t column = i * p.width;
+    return {at.head + i, query + column, key + column, value + column, group_key + column, upstream + column};
+  }
+
+  Matrix<const float> hop_key(const Head& head) const { return {p.hop_key + head.number * p.n_hops * p.width, p.width, 1}; }
 
   template <typename T>
   void load(const Place& at) {
@@ -88,21 +101,22 @@ struct Tiles {
     load_frames<T>(p, p.qkv, p.V, at.key(p), key);
     load_frames<T>(p, p.qkv, p.V, at.value(p), value);
     load_frames<T>(p, p.group_key, p.G, at, group_key);
+    const int64_t columns = p.columns();
     for (int64_t v = 0; v < p.V; ++v)
-      for (int64_t c = 0; c < p.width; ++c) key[v * p.width + c] += group_key[p.groups[v] * p.width + c];
+      for (int64_t c = 0; c < columns; ++c) key[v * columns + c] += group_key[p.groups[v] * columns + c];
   }
 
   // attention = softmax over the sources
-  void softmax(const Place& at) {
-    const int64_t V = p.V, d = p.width;
-    const float* bias = p.group_bias + at.head * d;
+  void softmax(const Head& head) {
+    const int64_t V = p.V, d = p.width, ld = p.columns();
+    const float* bias = p.group_bias + head.number * d;
     for (int64_t g = 0; g < p.G; ++g) {
       Vec total{};
-      for (int64_t c = 0; c < d; ++c) total += bias[c] * group_key[g * d + c];
+      for (int64_t c = 0; c < d; ++c) total += bias[c] * head.group_key[g * ld + c];
       by_group[g] = total;
     }
-    lane_product<float>({query, d, 1}, hop_key(at).transposed(), {by_hop, p.n_hops, 1}, V, p.n_hops, d);
-    lane_product<Vec>({query, d, 1}, {key, 1, d}, {attention, V, 1}, V, V, d);
+    lane_product<float>({head.query, ld, 1}, hop_key(head).transposed(), {by_hop, p.n_hops, 1}, V, p.n_hops, d);
+    lane_product<Vec>({head.query, ld, 1}, {head.key, 1, ld}, {attention, V, 1}, V, V, d);
     for (int64_t w = 0; w < V; ++w) {
       Vec* row = attention + w * V;
       const Vec* looked_up = by_hop + w * p.n_hops;
@@ -119,8 +133,8 @@ struct Tiles {
   }
 
   // attention = alpha softmax + static
-  void mix(const Place& at) {
-    const float* fixed = p.static_part + at.head * p.V * p.V;
+  void mix(const Head& head) {
+    const float* fixed = p.static_part + head.number * p.V * p.V;
     for (int64_t w = 0; w < p.V; ++w)
       for (int64_t v = 0; v < p.V; ++v) attention[w * p.V + v] = p.alpha * attention[w * p.V + v] + fixed[v * p.V + w];
   }
@@ -128,16 +142,19 @@ struct Tiles {
 
 template <typename T>
 void forward(const HopAttention& p, const MapData& map, int64_t begin, int64_t end) {
-  const int64_t V = p.V, d = p.width;
-  float* memory = scratch(0, Tiles::floats(p) + kLanes * V * d);
+  const int64_t V = p.V, d = p.width, ld = p.columns();
+  float* memory = scratch(0, Tiles::floats(p));
   Tiles tiles(p, memory);
-  Vec* y = vectors(memory, V * d);
   for_places(p, begin, end, [&](const Place& at) {
     tiles.load<T>(at);
-    tiles.softmax(at);
-    tiles.mix(at);
-    lane_product<Vec>({tiles.attention, V, 1}, {tiles.value, d, 1}, {y, d, 1}, V, d, V);
-    store_frames<T>(p, y, map, V, at);
+    for (int64_t i = 0; i < p.together; ++i) {
+      const Head head = tiles.head(at, i);
+      tiles.softmax(head);
+      tiles.mix(head);
+      // The result takes the place of the query.
+      lane_product<Vec>({tiles.attention, V, 1}, {head.value, ld, 1}, {head.query, ld, 1}, V, d, V);
+    }
+    store_frames<T>(p, tiles.query, map, V, at);
   });
 }
 
@@ -146,26 +163,24 @@ struct Backward {
   const HopGradients& g;
   HopSums& sums;
   Tiles tiles;
-  Vec *upstream, *of_attention, *of_by_hop, *of_source, *of_group, *out;
+  Vec *of_attention, *of_by_hop, *of_source, *of_group, *work;
 
   Backward(const HopAttention& p, const HopGradients& g, HopSums& sums, float*& memory) : p(p), g(g), sums(sums), tiles(p, memory) {
-    upstream = vectors(memory, p.V * p.width);
     of_attention = vectors(memory, p.V * p.V);
     of_by_hop = vectors(memory, p.V * p.n_hops);
     of_source = vectors(memory, p.V);
     of_group = vectors(memory, p.G);
-    out = vectors(memory, larger(larger(p.V, p.n_hops), p.G) * p.width);
+    work = vectors(memory, p.n_hops * p.width);
   }
 
   static int64_t floats(const HopAttention& p) {
-    const int64_t own = p.V * (p.width + p.V + p.n_hops + 1) + p.G + larger(larger(p.V, p.n_hops), p.G) * p.width;
-    return Tiles::floats(p) + kLanes * own;
+    return Tiles::floats(p) + kLanes * (p.V * (p.V + p.n_hops + 1) + p.G + p.n_hops * p.width);
   }
 
   // of_attention becomes that of the score, of_by_hop and of_source its sums; attention is mixed on the way.
-  void of_softmax(const Place& at) {
+  void of_softmax(const Head& head) {
     const int64_t V = p.V;
-    const float* fixed = p.static_part + at.head * V * V;
+    const float* fixed = p.static_part + head.number * V * V;
     const float factor = p.scale * p.alpha;
     for (int64_t i = 0; i < V * p.n_hops; ++i) of_by_hop[i] = Vec{};
     for (int64_t v = 0; v < V; ++v) of_source[v] = Vec{};
@@ -187,45 +202,47 @@ struct Backward {
     for (int i = 0; i < kLanes; ++i) sums.alpha += of_alpha[i];
   }
 
-  // What the frames give to the key and the bias of the groups.
-  template <typename T>
-  void of_groups(const Place& at, const Vec* of_key) {
-    const int64_t d = p.width;
-    const float* bias = p.group_bias + at.head * d;
+  // What the frames give to the bias of the groups and, in the place of their keys, to these.
+  void of_groups(const Head& head, const Vec* of_key) {
+    const int64_t d = p.width, ld = p.columns();
+    const float* bias = p.group_bias + head.number * d;
     for (int64_t g = 0; g < p.G; ++g) of_group[g] = Vec{};
     for (int64_t v = 0; v < p.V; ++v) of_group[p.groups[v]] += of_source[v];
-    lane_product<Vec>({of_group, p.G, 1}, {tiles.group_key, d, 1}, {upstream, d, 1}, 1, d, p.G);
-    add_lane_sums(upstream, d, sums.group_bias + at.head * d);
-    if (!g.group_key.data) return;
-    // The keys of the groups are done with.
+    lane_product<Vec>({of_group, p.G, 1}, {head.group_key, ld, 1}, {work, d, 1}, 1, d, p.G);
+    add_lane_sums(work, d, sums.group_bias + head.number * d);
     for (int64_t g = 0; g < p.G; ++g)
-      for (int64_t c = 0; c < d; ++c) tiles.group_key[g * d + c] = of_group[g] * bias[c];
+      for (int64_t c = 0; c < d; ++c) head.group_key[g * ld + c] = of_group[g] * bias[c];
     for (int64_t v = 0; v < p.V; ++v)
-      for (int64_t c = 0; c < d; ++c) tiles.group_key[p.groups[v] * d + c] += of_key[v * d + c];
-    store_frames<T>(p, tiles.group_key, g.group_key, p.G, at);
+      for (int64_t c = 0; c < d; ++c) head.group_key[p.groups[v] * ld + c] += of_key[v * ld + c];
+  }
+
+  // Gradients take the places of what is done with: that of the key the place of the upstream gradient, the others their own.
+  void of_head(const Head& head) {
+    const int64_t V = p.V, d = p.width, n = p.n_hops, ld = p.columns();
+    tiles.softmax(head);
+    lane_product<Vec>({head.upstream, ld, 1}, {head.value, 1, ld}, {of_attention, V, 1}, V, V, d);
+    if (sums.static_part) add_lane_sums(of_attention, V * V, sums.static_part + head.number * V * V);
+    of_softmax(head);
+    lane_product<Vec>({tiles.attention, 1, V}, {head.upstream, ld, 1}, {head.value, ld, 1}, V, d, V);
+    lane_product<Vec>({of_attention, 1, V}, {head.query, ld, 1}, {head.upstream, ld, 1}, V, d, V);
+    lane_product<Vec>({of_by_hop, 1, n}, {head.query, ld, 1}, {work, d, 1}, n, d, V);
+    add_lane_sums(work, n * d, sums.hop_key + head.number * n * d);
+    lane_product<Vec>({of_attention, V, 1}, {head.key, ld, 1}, {head.query, ld, 1}, V, d, V);
+    lane_product<float>({of_by_hop, n, 1}, tiles.hop_key(head), {head.query, ld, 1}, V, d, n, true);
+    of_groups(head, head.upstream);
   }
 
   template <typename T>
   void run(const Place& at) {
-    const int64_t V = p.V, d = p.width, n = p.n_hops;
     tiles.load<T>(at);
-    load_frames<T>(p, g.upstream, V, at, upstream);
-    tiles.softmax(at);
-    lane_product<Vec>({upstream, d, 1}, {tiles.value, 1, d}, {of_attention, V, 1}, V, V, d);
-    if (sums.static_part) add_lane_sums(of_attention, V * V, sums.static_part + at.head * V * V);
-    of_softmax(at);
+    load_frames<T>(p, g.upstream, p.V, at, tiles.upstream);
+    for (int64_t i = 0; i < p.together; ++i) of_head(tiles.head(at, i));
     if (g.qkv.data) {
-      lane_product<Vec>({tiles.attention, 1, V}, {upstream, d, 1}, {out, d, 1}, V, d, V);
-      store_frames<T>(p, out, g.qkv, V, at.value(p));
-      lane_product<Vec>({of_attention, V, 1}, {tiles.key, d, 1}, {out, d, 1}, V, d, V);
-      lane_product<float>({of_by_hop, n, 1}, tiles.hop_key(at), {out, d, 1}, V, d, n, true);
-      store_frames<T>(p, out, g.qkv, V, at);
+      store_frames<T>(p, tiles.query, g.qkv, p.V, at);
+      store_frames<T>(p, tiles.upstream, g.qkv, p.V, at.key(p));
+      store_frames<T>(p, tiles.value, g.qkv, p.V, at.value(p));
     }
-    lane_product<Vec>({of_by_hop, 1, n}, {tiles.query, d, 1}, {out, d, 1}, n, d, V);
-    add_lane_sums(out, n * d, sums.hop_key + at.head * n * d);
-    lane_product<Vec>({of_attention, 1, V}, {tiles.query, d, 1}, {out, d, 1}, V, d, V);
-    if (g.qkv.data) store_frames<T>(p, out, g.qkv, V, at.key(p));
-    of_groups<T>(at, out);
+    if (g.group_key.data) store_frames<T>(p, tiles.group_key, g.group_key, p.G, at);
   }
 };
 

@@ -11,6 +11,7 @@ constexpr int64_t kItemFrames = 16;
 struct HopAttention {
   // B samples of T frames; where every map is channels_last, all frames count as those of one sample.
   int64_t B, T, V, G, heads, width, n_hops;  // width: channels of a head
+  int64_t together;                          // heads of an item, a divisor of all
   Dtype dtype;
   MapData qkv, group_key;   // (query, key, value) of all heads, one after another
   const float* hop_key;     // (heads, n_hops, width)
@@ -21,7 +22,8 @@ struct HopAttention {
   float alpha, scale;
 
   int64_t blocks() const { return (T + kItemFrames - 1) / kItemFrames; }
-  int64_t items() const { return B * blocks() * heads; }  // the unit of work: some frames of one sample, one head
+  int64_t items() const { return B * blocks() * (heads / together); }  // the unit of work: some frames of one sample, some heads
+  int64_t columns() const { return together * width; }
 };
 
 // Maps whose data is null are not asked for.
