@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from skelops.methods.encoders.encoder import Encoder
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, max_pool2d, relu
+from torch.nn.functional import conv2d, interpolate, max_pool2d, relu
 
 import skelops
 from skelops.graphs import Layout
@@ -95,19 +95,28 @@ class HCN(Encoder):
             raise ValueError(f"clips: expected {self.frames} frames, got {T}")
         positions = clips.permute(0, 4, 1, 2, 3).reshape(N * M, C, T, V)
         motion = interpolate(positions[:, :, 1:] - positions[:, :, :-1], size=(T, V), mode="bilinear")
-        branches, maps = [], []
-        for suffix, x in (("", positions), ("m", motion)):
-            # Joints become channels: (N * M, V, T, frames).
-            maps.append(self._per_joint(x.contiguous(memory_format=torch.channels_last), suffix))
-            y = maps[-1].permute(0, 3, 2, 1)
-            y = max_pool2d(self.get_submodule(f"conv3{suffix}.0")(y.contiguous(memory_format=torch.channels_last)), 2)
-            branches.append(max_pool2d(self.dropout(self.get_submodule(f"conv4{suffix}.0")(y)), 2))
-        y = torch.cat(branches, dim=1)
+        last = self._per_joint(positions, "")
+        y = torch.cat([self._branch(last, ""), self._branch(self._per_joint(motion, "m"), "m")], dim=1)
         for name in ("conv5", "conv6"):
-            y = max_pool2d(self.dropout(relu(self.get_submodule(f"{name}.0")(y))), 2)
-        linear = self.fc7["0"]
-        return self.feature_dropout(relu(linear(y.unflatten(0, (N, M)).amax(1).flatten(1)))), maps[0]
+            y = max_pool2d(self.dropout(relu(self._convolve(name, y))), 2)
+        bodies = y.mT.unflatten(0, (N, M)).amax(1)
+        return self.feature_dropout(relu(self.fc7["0"](bodies.flatten(1)))), last
 
     def _per_joint(self, x: Tensor, suffix: str) -> Tensor:
+        """conv2(relu(conv1(x))), both along frames."""
         first, second = self.get_submodule(f"conv1{suffix}.0"), self.get_submodule(f"conv2{suffix}")
-        return second(relu(first(x)))
+        # A normalisation that changes nothing, for the ReLU that comes with it.
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        scale = x.new_ones(first.out_channels, dtype=dtype)
+        return second(first(x), scale, torch.zeros_like(scale))
+
+    def _branch(self, x: Tensor, suffix: str) -> Tensor:
+        """(N * M, frames, T, V) -> (N * M, w, frames / 4, T / 4)."""
+        # Joints become channels, without moving anything: a contiguous map is a channels_last one of (V, frames, T).
+        y = max_pool2d(self._convolve(f"conv3{suffix}", x.permute(0, 3, 1, 2)), 2)
+        return max_pool2d(self.dropout(self._convolve(f"conv4{suffix}", y)), 2)
+
+    def _convolve(self, name: str, x: Tensor) -> Tensor:
+        """3x3 over (former channels, frames). Published are (frames, former channels): the weight changes its axes."""
+        conv = self.get_submodule(f"{name}.0")
+        return conv2d(x, conv.weight.mT, conv.bias, padding=1)
