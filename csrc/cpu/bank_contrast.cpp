@@ -14,9 +14,17 @@ class Classes {
   Classes(const int64_t* labels, int64_t N) : labels_(labels, labels + N) {
     std::sort(labels_.begin(), labels_.end());
     labels_.erase(std::unique(labels_.begin(), labels_.end()), labels_.end());
+    if (N && static_cast<uint64_t>(labels_.back()) - static_cast<uint64_t>(labels_.front()) < kTable) {
+      table_.assign(labels_.back() - labels_.front() + 1, static_cast<int32_t>(labels_.size()));
+      for (size_t i = 0; i < labels_.size(); ++i) table_[labels_[i] - labels_.front()] = static_cast<int32_t>(i);
+    }
   }
 
   int32_t of(int64_t label) const {
+    if (!table_.empty()) {
+      const uint64_t place = static_cast<uint64_t>(label) - static_cast<uint64_t>(labels_.front());
+      return place < table_.size() ? table_[place] : static_cast<int32_t>(labels_.size());
+    }
     const auto found = std::lower_bound(labels_.begin(), labels_.end(), label);
     return static_cast<int32_t>((found != labels_.end() && *found == label ? found : labels_.end()) - labels_.begin());
   }
@@ -24,7 +32,9 @@ class Classes {
   int64_t count() const { return static_cast<int64_t>(labels_.size()) + 1; }
 
  private:
+  static constexpr uint64_t kTable = 1 << 16;  // labels further apart are searched for
   std::vector<int64_t> labels_;
+  std::vector<int32_t> table_;  // places by label, from the first on
 };
 
 void forward(const Tensor& features, const Tensor& labels, const Tensor& bank, const Tensor& bank_labels, const Tensor& visited, const Tensor& seed,

@@ -42,10 +42,10 @@ class Smallest {
     for (int i = 0; i < kLanes; ++i) lanes_[i] = static_cast<uint32_t>(i);
   }
 
-  // The keys of those lanes that are in the mask; lane 0 stands at place.
+  // The keys of those lanes that are in the mask; lane 0 stands at place. Appending none costs less than a wrong guess whether
+  // there are any.
   void add(UintVec keys, IntVec mask, int64_t place) {
     const uint32_t bits = bits_of(mask & reinterpret_cast<IntVec>(keys <= limit_));
-    if (!bits) return;
     append(keys, lanes_ + static_cast<uint32_t>(place), bits);
     if (count_ > room_ - kLanes) select(k_ + k_ / 4);
   }
@@ -85,11 +85,18 @@ class Smallest {
   }
 
   // Leaves the smallest keys, k to most of them. The k-th smallest is the largest number that fewer than k keys are below:
-  // it is found bit by bit, as far as is needed.
+  // it is found bit by bit, from the first in which the keys differ and as far as is needed.
   void select(int64_t most) {
-    store_bits(keys_ + count_, ~UintVec{});  // what fills the last vector is below no key
-    uint32_t key = 0;
-    for (uint32_t bit = 1u << 31; bit; bit >>= 1) {
+    store_bits(keys_ + count_, UintVec{} + keys_[0]);  // what fills the last vector differs from no key
+    UintVec ones = ~UintVec{}, any{};
+    for (int64_t i = 0; i < count_; i += kLanes) ones &= load_bits(keys_ + i), any |= load_bits(keys_ + i);
+    uint32_t common = ~0u, differing = 0;
+    for (int i = 0; i < kLanes; ++i) common &= ones[i], differing |= any[i];
+    differing ^= common;
+    store_bits(keys_ + count_, ~UintVec{});  // and is below none
+    const uint32_t top = differing ? 1u << (31 - __builtin_clz(differing)) : 0;
+    uint32_t key = top ? common & ~(2 * top - 1) : common;
+    for (uint32_t bit = top; bit; bit >>= 1) {
       const int64_t n = below(key | bit);
       if (n < k_) key |= bit;
       if (n >= k_ && n <= most) return keep((key | bit) - 1, n);
@@ -131,6 +138,13 @@ const float* rows_of(const bf16* bank, int64_t size, float* memory) {
   return memory;
 }
 
+// Asks for a tile in the order of memory, which the product does not read it in.
+template <typename T>
+void prefetch_tile(const T* bank, const BankContrast& p, int64_t tile) {
+  const T* end = bank + smaller((tile + 1) * kSlotTile, p.Q) * p.D;
+  for (const T* at = bank + tile * kSlotTile * p.D; at < end; at += 64 / sizeof(T)) __builtin_prefetch(at, 0, 2);
+}
+
 template <typename T>
 void similarity(const BankContrast& p, int64_t begin, int64_t end) {
   constexpr int64_t piece = 128;  // of D: short sums round less, and such a part of the anchors fits the first cache
@@ -140,6 +154,7 @@ void similarity(const BankContrast& p, int64_t begin, int64_t end) {
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t first = tile * kSlotTile, slots = smaller(kSlotTile, p.Q - first);
     const float* rows = rows_of(static_cast<const T*>(p.bank) + first * p.D, slots * p.D, memory);
+    prefetch_tile(static_cast<const T*>(p.bank), p, tile + 1);
     int64_t d = 0;
     do {
       gemm(rows + d, p.D, 1, p.units + d * width, width, products, width, slots, width, smaller(piece, p.D - d), d > 0);
@@ -184,7 +199,7 @@ void gather(const BankContrast& p, const Choice& c, float factor, float* out) {
   for (int64_t i = 0; i < c.count; ++i) {
     const T* row = bank + c.slots[i] * p.D;
     // The rows lie apart: nothing but the list of slots tells which comes next.
-    const T* ahead = bank + c.slots[smaller(i + 4, c.count - 1)] * p.D;
+    const T* ahead = bank + c.slots[smaller(i + 8, c.count - 1)] * p.D;
     for (int64_t d = 0; d < p.D; d += 64 / sizeof(T)) __builtin_prefetch(ahead + d);
     const float weight = factor * c.logits[i];
     for (int64_t d = 0; d < whole; d += kLanes) store(out + d, load(out + d) + weight * load(row + d));
