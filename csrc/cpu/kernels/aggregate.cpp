@@ -90,15 +90,15 @@ void forward(const Aggregate& p, int64_t begin, int64_t end) {
   }
 }
 
-// sums (sources, padded(targets)) += the products of rows of x and g, of n channels
+// sums (sources, padded(targets)) += the products of rows of x and g, of n channels: one product, a sum over all of them.
 void add_products(const AggregateShape& s, const float* x, const float* g, int64_t frames, int64_t n, float* sums) {
   const Rows r = rows_of(s, frames);
   const int64_t pitch = padded(s.targets);
-  float* transposed = scratch(kTransposed, kBlock * pitch);
-  for (int64_t i = 0; i < r.products; ++i) {
-    transpose_tile(g + i * r.y_product * kBlock, r.y_target * kBlock, s.targets, n, transposed, pitch, true);
-    gemm(x + i * r.x_product * kBlock, r.x_source * kBlock, 1, transposed, pitch, sums, pitch, s.sources, round_up(s.targets, kLanes), n, true);
-  }
+  float* transposed = scratch(kTransposed, r.products * kBlock * pitch);
+  for (int64_t i = 0; i < r.products; ++i)
+    transpose_tile(g + i * r.y_product * kBlock, r.y_target * kBlock, s.targets, n, transposed + i * kBlock * pitch, pitch, true);
+  gemm<float, float>({x, r.x_source * kBlock, 1, r.x_product * kBlock, transposed, pitch, kBlock * pitch, sums, pitch, sums, pitch, n, r.products}, s.sources,
+                     round_up(s.targets, kLanes));
 }
 
 struct Gradient {
