@@ -18,8 +18,8 @@ struct BlockOfMap {
 };
 
 // Rows row .. row + R as (R, kBlock); lanes past n are zero up to the width.
-template <typename T>
-void load_block(const BlockOfMap& from, int64_t row, int64_t R, float* tile) {
+template <typename T, typename Tile>
+void load_block(const BlockOfMap& from, int64_t row, int64_t R, Tile* tile) {
   const T* data = static_cast<const T*>(from.map.data);
   if (!from.map.channels_last) {
     transpose_tile(data + (from.b * from.channels + from.c) * from.plane + row, from.plane, from.n, R, tile, kBlock, true);
