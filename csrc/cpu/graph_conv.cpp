@@ -100,7 +100,7 @@ void backward(const Tensor& grad, const Tensor& input, const Tensor& weight, con
   std::vector<float> bias_sums(threads * K * O, 0.0f);
   std::vector<float> adjacency_sums(shape.samples() * subsets, 0.0f), heads(threads * subsets, 0.0f);
   const int64_t chunks = for_chunks(shape.items(), [&](int64_t chunk, int64_t begin, int64_t end) {
-    std::fill_n(weight_sums + chunk * weights, weights, 0.0f);
+    if (begin == end) std::fill_n(weight_sums + chunk * weights, weights, 0.0f);
     kernel(p, begin, end,
            {weight_sums + chunk * weights, bias_sums.data() + chunk * K * O, adjacency_sums.data(), heads.data() + chunk * subsets});
   });

@@ -114,11 +114,11 @@ void gemm(const T* a, int64_t am, int64_t ak, const T* b, int64_t ldb, Out* c, i
   gemm(product(a, am, ak, b, ldb, c, ldc, K, accumulate), M, N);
 }
 
-// sum (M, N) += a^T g over the rows of both tiles, or g^T a: the gradient of a weight by input or by output channels.
+// sum (M, N) [+]= a^T g over the rows of both tiles, or g^T a: the gradient of a weight by input or by output channels.
 template <typename T>
-void add_weight_gradient(const Summed<T>& a, const Summed<T>& g, bool by_input, float* sum, int64_t M, int64_t N, int64_t steps) {
+void weight_gradient(const Summed<T>& a, const Summed<T>& g, bool by_input, float* sum, int64_t M, int64_t N, int64_t steps, bool accumulate) {
   const Summed<T>&first = by_input ? a : g, &second = by_input ? g : a;
-  gemm(first.data, kTermsPerStep<T>, first.ld, second.data, second.ld, sum, N, M, N, steps, true);
+  gemm(first.data, kTermsPerStep<T>, first.ld, second.data, second.ld, sum, N, M, N, steps, accumulate);
 }
 
 }  // namespace skelops::SKELOPS_LEVEL

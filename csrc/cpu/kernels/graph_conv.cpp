@@ -255,7 +255,7 @@ void backward(const GraphConvBackward& p, int64_t begin, int64_t end, const Grap
       const int64_t half = steps_of<Tile>(R);
       const Summed<Tile> of_z = summed(z, s.K * Cp, 0, R, half, s.K * Cp, scratch(kPaired, (R + 1) * s.K * Cp));
       const Summed<Tile> of_g = summed(g, Op, 0, R, half, Op, scratch(kPairedGradient, (R + 1) * Op));
-      gemm(of_g.data, terms, of_g.ld, of_z.data, of_z.ld, sums.weight, s.K * Cp, s.O, s.K * Cp, half, true);
+      gemm(of_g.data, terms, of_g.ld, of_z.data, of_z.ld, sums.weight, s.K * Cp, s.O, s.K * Cp, half, item > begin);
     }
     prefetch_item<T>(p.x, s, s.C, item + 1);
     prefetch_item<T>(p.grad_y, s, s.O, item + 1);

@@ -152,25 +152,26 @@ inline void part_gradients(const float* g, int64_t ldg, int64_t frames, int64_t 
       }
 }
 
-// sums (matrices, rows, N) += gradients of the transformed weights: tiles transposed times g, or the other way about.
+// sums (matrices, rows, N) [+]= gradients of the transformed weights: tiles transposed times g, or the other way about.
 // memory: (7, n V, width) and (5, n V, width of g).
-inline void add_weight_gradients(const MinimalShape& s, const FrameTiles& tiles, int64_t n, const float* g, int64_t ldg, int64_t width_g, int64_t frames,
-                                 bool by_input, int64_t rows, int64_t N, float* memory, float* sums) {
+inline void weight_gradients(const MinimalShape& s, const FrameTiles& tiles, int64_t n, const float* g, int64_t ldg, int64_t width_g, int64_t frames,
+                             bool by_input, int64_t rows, int64_t N, float* memory, float* sums, bool accumulate) {
   const int64_t K = n * tiles.V, width = tiles.width;
   float *d = memory, *e = memory + 7 * K * width;
-  const auto add = [&](int64_t of_d, int64_t of_e, int64_t steps, int64_t matrix) {
-    add_weight_gradient<float>({d + of_d * K * width, width}, {e + of_e * K * width_g, width_g}, by_input, sums + matrix * rows * N, rows, N, steps);
+  const auto sum = [&](int64_t of_d, int64_t of_e, int64_t steps, int64_t matrix, bool more) {
+    weight_gradient<float>({d + of_d * K * width, width}, {e + of_e * K * width_g, width_g}, by_input, sums + matrix * rows * N, rows, N, steps,
+                           more || accumulate);
   };
   for (int64_t part = 0; part < kParts; ++part) {
     const int64_t first = part * kMatricesOfPart;
     part_frames(tiles, n, part, s.one_tap(part), d);
     part_gradients(g, ldg, frames, tiles.V, n, width_g, part, s.one_tap(part), e);
     if (s.one_tap(part)) {
-      add(0, 0, 3 * K, first);
+      sum(0, 0, 3 * K, first, false);
       continue;
     }
-    add(0, 0, K, first + kW0), add(1, 1, K, first + kW2), add(2, 3, K, first + kP), add(3, 4, K, first + kQ);
-    for (int b = 0; b < 3; ++b) add(4 + b, 2, K, first + b);
+    sum(0, 0, K, first + kW0, false), sum(1, 1, K, first + kW2, false), sum(2, 3, K, first + kP, false), sum(3, 4, K, first + kQ, false);
+    sum(4, 2, K, first + kW0, true), sum(5, 2, K, first + kW1, false), sum(6, 2, K, first + kW2, true);
   }
 }
 

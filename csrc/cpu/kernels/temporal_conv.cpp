@@ -111,7 +111,7 @@ void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const T
   float* h_tile = scratch(kH, rows * s.width_in());
   Tile* g_tile = scratch_of<Tile>(kG, (rows + 2 * reach) * s.width_out());
   float* paired = terms > 1 ? scratch(kWork, (rows + 2 * reach) * s.width_out()) : nullptr;
-  if (sums.weight) __builtin_memset(sums.weight, 0, sizeof(float) * s.sums_size());
+  uint32_t written = 0;  // taps of whose sums that is true: the first item need not add, and nothing need be cleared for it
   for (int64_t item = begin; item < end; ++item) {
     const int64_t b = item / s.tiles(), t = item % s.tiles() * s.tile_frames;
     const int64_t frames = smaller(s.tile_frames, out_frames - t);
@@ -130,10 +130,11 @@ void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const T
         const Summed<Tile> of_g = summed(g, ldg, -reach, frames * s.V + reach, half, s.width_out(), paired);
         for (int64_t of = 0; of < s.groups * taps.count; ++of) {
           const int64_t group = of / taps.count, tap = of % taps.count;
-          add_weight_gradient<Tile>({of_a.at(0, group * Cg), of_a.ld},
-                                    {of_g.at(-(taps.offset + tap * taps.offset_step) * s.V, group * Og), of_g.ld}, s.sums_by_input(),
-                                    sums.weight + (group * s.k + taps.first + tap * taps.step) * M * N, M, N, half);
+          const int64_t number = taps.first + tap * taps.step;
+          weight_gradient<Tile>({of_a.at(0, group * Cg), of_a.ld}, {of_g.at(-(taps.offset + tap * taps.offset_step) * s.V, group * Og), of_g.ld},
+                                s.sums_by_input(), sums.weight + (group * s.k + number) * M * N, M, N, half, written >> number & 1);
         }
+        for (int64_t tap = 0; tap < taps.count; ++tap) written |= 1u << (taps.first + tap * taps.step);
       }
       if (!needs_a) continue;
       // What goes through the normalisation is written by whole vectors.
@@ -155,6 +156,8 @@ void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const T
       if (p.grad_x.data && !direct) of_input.store(h, ldh, b, t, count, s.stride, phase);
     }
   }
+  for (int64_t matrix = 0; sums.weight && matrix < s.groups * s.k; ++matrix)
+    if (!(written >> matrix % s.k & 1)) __builtin_memset(sums.weight + matrix * M * N, 0, sizeof(float) * M * N);
 }
 
 }  // namespace

@@ -55,15 +55,27 @@ void forward(const TemporalConv& p, int64_t begin, int64_t end, double* stats) {
   }
 }
 
-// sums += the gradient of the weights of the taps and of the transformed ones. a begins halo frames earlier than g.
-void add_gradients(const TemporalConvShape& s, const Extent& e, const float* a, int64_t lda, const float* g, int64_t ldg, float* sums) {
+// What the items so far have written: the first to do so need not add, and nothing need be cleared for it.
+struct Written {
+  bool taps = false, tiles = false;
+};
+
+// sums [+]= the gradient of the weights of the taps and of the transformed ones. a begins halo frames earlier than g.
+void sum_gradients(const TemporalConvShape& s, const Extent& e, const float* a, int64_t lda, const float* g, int64_t ldg, float* sums, Written& written) {
   const int64_t Cp = padded(s.C), Op = padded(s.O), rows = s.sums_rows(), N = s.sums_width(), M = e.n * s.V, tiled = kMinimalFrames * M;
   if (e.n)
-    add_weight_gradients(s.minimal(), {a, lda, s.V, Cp}, e.n, g, ldg, Op, e.frames, s.sums_by_input(), rows, N, scratch(kWork, M * (7 * Cp + 5 * Op)),
-                         sums + s.k * rows * N);
+    weight_gradients(s.minimal(), {a, lda, s.V, Cp}, e.n, g, ldg, Op, e.frames, s.sums_by_input(), rows, N, scratch(kWork, M * (7 * Cp + 5 * Op)),
+                     sums + s.k * rows * N, written.tiles);
   for (int64_t tap = 0; e.rest && tap < s.k; ++tap)
-    add_weight_gradient<float>({a + (tiled + tap * s.V) * lda, lda}, {g + tiled * ldg, ldg}, s.sums_by_input(), sums + tap * rows * N, rows, N,
-                               e.rest * s.V);
+    weight_gradient<float>({a + (tiled + tap * s.V) * lda, lda}, {g + tiled * ldg, ldg}, s.sums_by_input(), sums + tap * rows * N, rows, N, e.rest * s.V,
+                           written.taps);
+  written.tiles |= e.n > 0, written.taps |= e.rest > 0;
+}
+
+void clear_unwritten(const TemporalConvShape& s, const Written& written, float* sums) {
+  const int64_t of_taps = s.k * s.sums_rows() * s.sums_width();
+  if (!written.taps) __builtin_memset(sums, 0, sizeof(float) * of_taps);
+  if (!written.tiles) __builtin_memset(sums + of_taps, 0, sizeof(float) * (s.sums_size() - of_taps));
 }
 
 template <typename T>
@@ -77,7 +89,7 @@ void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const T
   float* a_tile = scratch(kA, loaded * s.V * Cp);
   float* g_tile = scratch(kG, loaded * s.V * Op);
   float* h_tile = direct ? nullptr : scratch(kH, s.tile_frames * s.V * Cp);
-  if (sums.weight) __builtin_memset(sums.weight, 0, sizeof(float) * s.sums_size());
+  Written written;
   for (int64_t item = begin; item < end; ++item) {
     const Extent e(s, item);
     const int64_t R = e.frames * s.V;
@@ -86,7 +98,7 @@ void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const T
     const float* g = tile + halo * s.V * ldg;
     if (sums.bias) add_sums(g, ldg, R, s.O, sums.bias, nullptr);
     const float* a = sums.weight || p.scale ? input.load(e.b, e.t - halo, e.loaded, 1, 0, {p.scale, p.shift}, a_tile, &lda) : nullptr;
-    if (sums.weight) add_gradients(s, e, a, lda, g, ldg, sums.weight);
+    if (sums.weight) sum_gradients(s, e, a, lda, g, ldg, sums.weight, written);
     if (!needs_a) continue;
     float* h = direct ? of_input.rows(e.b, e.t) : h_tile;
     const int64_t ldh = direct ? p.grad_x.pitch : Cp;
@@ -97,6 +109,7 @@ void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const T
     }
     if (p.grad_x.data && !direct) of_input.store(h, ldh, e.b, e.t, e.frames, 1, 0);
   }
+  if (sums.weight) clear_unwritten(s, written, sums.weight);
 }
 
 }  // namespace
