@@ -83,8 +83,9 @@ class SDSCL(Framework):
         heads: S of the attentions.
         temperature: of every term.
         tokens: whether TSL and STL are there; False leaves GL alone (the ablation of the paper).
-        aligned: draw the same frames for both streams. False is the released behaviour, where tokens of frames that are
-            positives of each other come from slightly different times.
+        aligned: one view for both streams: the same frames, turned and cropped alike. False draws a view for each, as
+            released (where a view is a choice of frames): tokens of frames that are positives of each other then come
+            from slightly different times, and no turn or crop that the streams share tells clips apart.
 
     Raises:
         ValueError: the encoder does not pool its last map, or the channels do not divide among the heads.

@@ -42,11 +42,15 @@ class Shapes:
         found = value.shape
         for shape in shapes:
             letters = shape.split()
-            if len(letters) == len(found):
-                sizes = dict(self.sizes)
-                if all([sizes.setdefault(letter, size) == size for letter, size in zip(letters, found, strict=True)]):
-                    self.sizes = sizes
-                    return shape
+            if len(letters) != len(found):
+                continue
+            sizes = self.sizes.copy()
+            for letter, size in zip(letters, found, strict=True):
+                if sizes.setdefault(letter, size) != size:
+                    break
+            else:
+                self.sizes = sizes
+                return shape
         expected = " or ".join("(" + ", ".join(shape.split()) + ")" for shape in shapes)
         known = ", ".join(f"{k}={v}" for k, v in self.sizes.items() if any(k in shape.split() for shape in shapes))
         raise ValueError(f"{name}: expected shape {expected}{' with ' + known if known else ''}, got {tuple(found)}")

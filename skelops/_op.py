@@ -12,7 +12,7 @@ both fill outputs allocated here: kernels never allocate results, and every back
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -33,18 +33,19 @@ COMMON_DTYPES = (torch.float32, torch.bfloat16)
 ALWAYS_DOUBLE = ("grad_sum", "grad_square_sum")
 
 
-def _deciding_tensor(args: Sequence[Any]) -> torch.Tensor:
+def _deciding_tensor(args: Iterable[Any]) -> torch.Tensor:
     """The first float64 tensor, which no kernel takes; else the first that not every kernel takes, or the first."""
     first = special = None
     for arg in args:
-        if not isinstance(arg, torch.Tensor) or not arg.is_floating_point():
+        if not isinstance(arg, torch.Tensor):
             continue
-        if arg.dtype == torch.float64:
+        dtype = arg.dtype
+        if dtype in COMMON_DTYPES:
+            first = arg if first is None else first
+        elif dtype == torch.float64:
             return arg
-        if arg.dtype not in COMMON_DTYPES:
-            special = special if special is not None else arg
-        elif first is None:
-            first = arg
+        elif dtype.is_floating_point:
+            special = arg if special is None else special
     found = special if special is not None else first
     if found is None:
         raise TypeError("an op needs at least one floating-point tensor")
