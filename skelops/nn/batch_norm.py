@@ -23,14 +23,14 @@ def uses_batch_statistics(norm: Norm) -> bool:
 
 
 def alike(norms: Sequence[Norm]) -> bool:
-    """Whether BatchNorms side by side can be computed as one, which each has its share of the channels of."""
-    if len(norms) == 1:
-        return True
-    kinds = {
-        (type(n), n.training, n.eps, n.momentum, n.affine, n.track_running_stats, _process_group(n)) for n in norms
-    }
+    """Whether BatchNorms side by side, each with its share of the channels, can be computed as one."""
+
+    def kind(norm: Norm) -> tuple[Any, ...]:
+        return norm.training, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, _process_group(norm)
+
+    first, *others = norms
     # Without a momentum, the share of a new batch depends on how many each has seen.
-    return len(kinds) == 1 and norms[0].momentum is not None
+    return not others or (first.momentum is not None and all(kind(norm) == kind(first) for norm in others))
 
 
 def scale_shift(x: Tensor | MapStats, *norms: Norm) -> tuple[Tensor, Tensor]:
