@@ -140,7 +140,8 @@ const float* rows_of(const bf16* bank, int64_t size, float* memory) {
 
 // Asks for a tile in the order of memory, which the product does not read it in.
 template <typename T>
-void prefetch_tile(const T* bank, const BankContrast& p, int64_t tile) {
+void prefetch_tile(const BankContrast& p, int64_t tile) {
+  const T* bank = static_cast<const T*>(p.bank);
   const T* end = bank + smaller((tile + 1) * kSlotTile, p.Q) * p.D;
   for (const T* at = bank + tile * kSlotTile * p.D; at < end; at += 64 / sizeof(T)) __builtin_prefetch(at, 0, 2);
 }
@@ -154,7 +155,7 @@ void similarity(const BankContrast& p, int64_t begin, int64_t end) {
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t first = tile * kSlotTile, slots = smaller(kSlotTile, p.Q - first);
     const float* rows = rows_of(static_cast<const T*>(p.bank) + first * p.D, slots * p.D, memory);
-    prefetch_tile(static_cast<const T*>(p.bank), p, tile + 1);
+    prefetch_tile<T>(p, tile + 1);
     int64_t d = 0;
     do {
       gemm(rows + d, p.D, 1, p.units + d * width, width, products, width, slots, width, smaller(piece, p.D - d), d > 0);

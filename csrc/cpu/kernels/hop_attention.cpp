@@ -210,6 +210,7 @@ struct Backward {
     for (int64_t v = 0; v < p.V; ++v) of_group[p.groups[v]] += of_source[v];
     lane_product<Vec>({of_group, p.G, 1}, {head.group_key, ld, 1}, {work, d, 1}, 1, d, p.G);
     add_lane_sums(work, d, sums.group_bias + head.number * d);
+    if (!g.group_key.data) return;
     for (int64_t g = 0; g < p.G; ++g)
       for (int64_t c = 0; c < d; ++c) head.group_key[g * ld + c] = of_group[g] * bias[c];
     for (int64_t v = 0; v < p.V; ++v)
@@ -223,13 +224,14 @@ struct Backward {
     lane_product<Vec>({head.upstream, ld, 1}, {head.value, 1, ld}, {of_attention, V, 1}, V, V, d);
     if (sums.static_part) add_lane_sums(of_attention, V * V, sums.static_part + head.number * V * V);
     of_softmax(head);
-    lane_product<Vec>({tiles.attention, 1, V}, {head.upstream, ld, 1}, {head.value, ld, 1}, V, d, V);
+    if (g.qkv.data) lane_product<Vec>({tiles.attention, 1, V}, {head.upstream, ld, 1}, {head.value, ld, 1}, V, d, V);
     lane_product<Vec>({of_attention, 1, V}, {head.query, ld, 1}, {head.upstream, ld, 1}, V, d, V);
     lane_product<Vec>({of_by_hop, 1, n}, {head.query, ld, 1}, {work, d, 1}, n, d, V);
     add_lane_sums(work, n * d, sums.hop_key + head.number * n * d);
+    of_groups(head, head.upstream);
+    if (!g.qkv.data) return;
     lane_product<Vec>({of_attention, V, 1}, {head.key, ld, 1}, {head.query, ld, 1}, V, d, V);
     lane_product<float>({of_by_hop, n, 1}, tiles.hop_key(head), {head.query, ld, 1}, V, d, n, true);
-    of_groups(head, head.upstream);
   }
 
   template <typename T>

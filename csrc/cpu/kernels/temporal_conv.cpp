@@ -111,7 +111,7 @@ void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const T
   float* h_tile = scratch(kH, rows * s.width_in());
   Tile* g_tile = scratch_of<Tile>(kG, (rows + 2 * reach) * s.width_out());
   float* paired = terms > 1 ? scratch(kWork, (rows + 2 * reach) * s.width_out()) : nullptr;
-  uint32_t written = 0;  // taps of whose sums that is true: the first item need not add, and nothing need be cleared for it
+  uint32_t written = 0;  // a bit per tap: the first item that sums it need not add, so that nothing is cleared beforehand
   for (int64_t item = begin; item < end; ++item) {
     const int64_t b = item / s.tiles(), t = item % s.tiles() * s.tile_frames;
     const int64_t frames = smaller(s.tile_frames, out_frames - t);

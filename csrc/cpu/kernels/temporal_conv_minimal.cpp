@@ -55,7 +55,7 @@ void forward(const TemporalConv& p, int64_t begin, int64_t end, double* stats) {
   }
 }
 
-// What the items so far have written: the first to do so need not add, and nothing need be cleared for it.
+// Which sums the items so far have written: the first that does need not add, so that nothing is cleared beforehand.
 struct Written {
   bool taps = false, tiles = false;
 };
