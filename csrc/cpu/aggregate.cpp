@@ -35,12 +35,14 @@ EdgeStrides strides_of(const Tensor& adjacency) {
   return {adjacency.stride(0), adjacency.stride(1), adjacency.stride(2), adjacency.stride(3), adjacency.stride(4), adjacency.stride(5)};
 }
 
+bool in_rows(const AggregateShape& shape, const Map& x, const Map& y) { return !x.channels_last && !y.channels_last && shape.has_groups(); }
+
 void forward(const Tensor& input, const Tensor& adjacency, bool per_subset, bool sum_subsets, bool frames, std::vector<Tensor> outputs) {
   const Map x = as_map(input, Slices::of_rows), y = as_map(outputs[0]);
   const Tensor edges = dense_edges(adjacency);
   const AggregateShape shape = shape_of(x, edges, per_subset, sum_subsets, frames);
   const Aggregate p{shape, dtype_of(x.tensor), x.input(), y.output(), input_data(edges), strides_of(edges)};
-  const auto kernel = aggregate_at_level();
+  const auto kernel = in_rows(shape, x, y) ? aggregate_rows_at_level() : aggregate_at_level();
   for_chunks(shape.B * blocks_of(shape.C), [&](int64_t, int64_t begin, int64_t end) { kernel(p, begin, end); });
 }
 
@@ -49,7 +51,7 @@ void backward_adjacency(const Tensor& grad, const Tensor& input, const Tensor& a
   const Map x = as_map(input, Slices::of_rows), grad_y = as_map(grad, Slices::of_rows);
   const AggregateShape shape = shape_of(x, adjacency, per_subset, sum_subsets, frames);
   const Aggregate p{shape, dtype_of(x.tensor), x.input(), grad_y.input(), nullptr, {}};
-  const auto kernel = aggregate_backward_adjacency_at_level();
+  const auto kernel = in_rows(shape, x, grad_y) ? aggregate_rows_backward_adjacency_at_level() : aggregate_backward_adjacency_at_level();
   const bool shared = adjacency.size(0) == 1 && shape.B != 1;
   const int64_t size = shape.K * shape.sources * shape.targets;
   std::vector<double> sums(shared ? torch::stable::get_num_threads() * size : 0, 0.0);

@@ -3,7 +3,8 @@
 // Maps are worked on as rows (t, v) of a block of channels along the vector lanes. An adjacency that the channels share is a
 // matrix, which multiplies the rows of a frame (of a joint, along frames); one per channel is a tile with channels along the
 // lanes, too, transposed on the way in. The gradient of the adjacency is the product of the rows of x and of grad_y. Products
-// with a matrix take bf16 pairs where the CPU multiplies these (Tile, see operands.h).
+// with a matrix take bf16 pairs where the CPU multiplies these (Tile, see operands.h). Where rows of joints of contiguous maps share an
+// adjacency, aggregate_rows.cpp takes them.
 #include "aggregate.h"
 
 #include "channel_tile.h"

@@ -16,6 +16,8 @@ struct AggregateShape {
   int64_t y_channels() const { return sum_subsets ? C : K * C; }
   int64_t x_rows() const { return T * V; }
   int64_t y_rows() const { return frames ? targets * V : T * targets; }
+  // Whether rows of joints share an adjacency, and multiply it as they lie in contiguous maps.
+  bool has_groups() const { return !frames && !(per_channel && per_frame); }
 };
 
 // Elements between neighbours along each axis; the last two axes are dense, be it transposed.
@@ -35,5 +37,8 @@ struct Aggregate {
 SKELOPS_KERNEL(aggregate, (const Aggregate& p, int64_t begin, int64_t end))
 // Items are subsets of a sample. grad is dense; where samples share the adjacency, sums (K, sources, targets) take it instead.
 SKELOPS_KERNEL(aggregate_backward_adjacency, (const Aggregate& p, int64_t begin, int64_t end, void* grad, double* sums))
+// The same for contiguous maps and a shape that has groups.
+SKELOPS_KERNEL(aggregate_rows, (const Aggregate& p, int64_t begin, int64_t end))
+SKELOPS_KERNEL(aggregate_rows_backward_adjacency, (const Aggregate& p, int64_t begin, int64_t end, void* grad, double* sums))
 
 }  // namespace skelops

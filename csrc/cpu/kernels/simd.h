@@ -106,9 +106,12 @@ inline void store_first(float* p, Vec x, int64_t n) {
 }
 
 inline void store_first(bf16* p, Vec x, int64_t n) {
-  bf16 all[kLanes];
-  store(all, x);
-  __builtin_memcpy(p, all, 2 * n);
+#if defined(__AVX512F__)
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m256i>(to_bf16(x)));
+#else
+  const HalfVec bits = to_bf16(x);
+  __builtin_memcpy(p, &bits, 2 * n);
+#endif
 }
 
 inline float sum(Vec x) {
