@@ -27,16 +27,17 @@ int64_t whole(int64_t n) { return round_up(n, kLanes); }
 // Rows of `width` with zeros after them, up to whole vectors. Nothing past the last row is read.
 template <typename T, typename Tile>
 Rows<Tile> padded_rows(const Rows<T>& x, int64_t rows, int64_t width, Tile* memory) {
+  const int64_t ld = whole(width), full = width / kLanes * kLanes, left = width - full;
+  // Whole vectors may be loaded where as much follows.
+  const int64_t followed = rows - (kLanes + x.ld - 2) / x.ld;
   IntVec lane;
   for (int i = 0; i < kLanes; ++i) lane[i] = i;
-  const int64_t ld = whole(width);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t i = 0; i < width; i += kLanes) {
-      const T* from = x.data + r * x.ld + i;
-      const int64_t there = (rows - 1 - r) * x.ld + width - i;
-      const Vec value = load_some(from, there);
-      store(memory + r * ld + i, lane < static_cast<int32_t>(width - i) ? value : Vec{});
-    }
+  const IntVec kept = lane < static_cast<int32_t>(left);
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* from = x.data + r * x.ld;
+    for (int64_t i = 0; i < full; i += kLanes) store(memory + r * ld + i, load(from + i));
+    if (left) store(memory + r * ld + full, r < followed ? (kept ? load(from + full) : Vec{}) : load_first(from + full, left));
+  }
   return {memory, ld};
 }
 

@@ -50,6 +50,18 @@ void convolve(Product<Tile> p, int64_t R, int64_t columns) {
   }
 }
 
+// A product of bf16 pairs may round its result into the map at once where that is the whole sum.
+template <typename T, typename Tile>
+bool rounds_at_once(const TemporalConvShape& s, const MapData& map, int64_t channels) {
+  return sizeof(T) < sizeof(float) && map.channels_last && s.stride == 1 && s.k * steps_of<Tile>(channels) <= kSteps;
+}
+
+template <typename T, typename Tile>
+void convolve_once(const Product<Tile>& p, T* c, int64_t ldc, int64_t R, int64_t columns) {
+  const int64_t N = round_up(columns, kLanes);
+  gemm<Tile, T>({p.a, p.am, p.ak, p.at, p.b, p.bk, p.bt, p.add, p.addm, c, ldc, p.K, p.taps, columns - (N - kLanes)}, R, N);
+}
+
 template <typename T, typename Tile>
 void forward(const TemporalConv& p, int64_t begin, int64_t end, double* stats) {
   const TemporalConvShape& s = p.shape;
@@ -60,6 +72,7 @@ void forward(const TemporalConv& p, int64_t begin, int64_t end, double* stats) {
   const Tile* weights = reinterpret_cast<const Tile*>(p.weight);
   const int64_t steps = steps_of<Tile>(Cg), tap_size = terms * Cg * Ogp;
   const int64_t phase_size = (s.tile_frames + 2 * halo) * s.V * s.width_in();
+  const bool at_once = !stats && rounds_at_once<T, Tile>(s, p.y, Cg);
   Tile* tiles = scratch_of<Tile>(kX, s.stride * phase_size);
   float* y_tile = scratch(kY, s.tile_frames * s.V * s.width_out());
   for (int64_t item = begin; item < end; ++item) {
@@ -83,14 +96,14 @@ void forward(const TemporalConv& p, int64_t begin, int64_t end, double* stats) {
         if (!taps.count) continue;
         const Tile* a = x + phase * phase_size + (halo + taps.offset) * s.V * ld + group * Cg;
         const Tile* weight = weights + (group * s.k + taps.first) * tap_size;
-        convolve<Tile>({a, ld, terms, taps.offset_step * s.V * ld, weight, terms * Ogp, taps.step * tap_size, add, add_ld, y + group * Og, ldy, steps,
-                        taps.count},
-                       R, Og);
+        const Product<Tile> product{a, ld, terms, taps.offset_step * s.V * ld, weight, terms * Ogp, taps.step * tap_size, add, add_ld, y + group * Og, ldy, steps,
+                                    taps.count};
+        at_once ? convolve_once(product, output.data(b, t) + group * Og, p.y.pitch, R, Og) : convolve(product, R, Og);
         add = y + group * Og, add_ld = ldy;
       }
     }
     if (stats) add_sums(y, ldy, R, s.O, stats, stats + s.O);
-    if (!direct) output.store(y, ldy, b, t, frames, 1, 0);
+    if (!direct && !at_once) output.store(y, ldy, b, t, frames, 1, 0);
   }
 }
 
@@ -106,6 +119,7 @@ void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const T
   constexpr int64_t terms = kTermsPerStep<Tile>;
   const Tile* weights = reinterpret_cast<const Tile*>(p.weight);
   const int64_t steps = steps_of<Tile>(Og), tap_size = terms * Og * Cgp, reach = halo * s.V;
+  const bool at_once = p.grad_x.data && !p.scale && rounds_at_once<T, Tile>(s, p.grad_x, Og);
   Tile* x_tile = scratch_of<Tile>(kX, rows * s.width_in());
   Tile* a_tile = scratch_of<Tile>(kA, rows * s.width_in());
   float* h_tile = scratch(kH, rows * s.width_in());
@@ -144,16 +158,16 @@ void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const T
       if (!taps.count) __builtin_memset(h, 0, sizeof(float) * R * ldh);
       for (int64_t group = 0; taps.count && group < s.groups; ++group) {
         const Tile* weight = weights + (group * s.k + taps.first) * tap_size;
-        convolve<Tile>({g - taps.offset * s.V * ldg + group * Og, ldg, terms, -taps.offset_step * s.V * ldg, weight, terms * Cgp, taps.step * tap_size,
-                        nullptr, 0, h + group * Cg, ldh, steps, taps.count},
-                       R, Cg);
+        const Product<Tile> product{g - taps.offset * s.V * ldg + group * Og, ldg, terms, -taps.offset_step * s.V * ldg, weight, terms * Cgp, taps.step * tap_size,
+                                    nullptr, 0, h + group * Cg, ldh, steps, taps.count};
+        at_once ? convolve_once(product, of_input.data(b, t) + group * Cg, p.grad_x.pitch, R, Cg) : convolve(product, R, Cg);
       }
       if (p.scale) {
         int64_t ldx;
         const Tile* x = input.load(b, t, count, s.stride, phase, {}, x_tile, &ldx);
         through_affine(x, ldx, a, lda, h, ldh, R, s.C, p.scale, sums.scale, sums.shift);
       }
-      if (p.grad_x.data && !direct) of_input.store(h, ldh, b, t, count, s.stride, phase);
+      if (p.grad_x.data && !direct && !at_once) of_input.store(h, ldh, b, t, count, s.stride, phase);
     }
   }
   for (int64_t matrix = 0; sums.weight && matrix < s.groups * s.k; ++matrix)
