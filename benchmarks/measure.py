@@ -9,6 +9,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,17 @@ def functions(case: Case, modes: tuple[str, ...]) -> dict[str, Callable[..., Any
     return ways
 
 
+@contextmanager
+def noted(who: str, notes: dict[str, str]) -> Iterator[None]:
+    """Keeps the error of a way that does not work, a compiler's mostly, and goes on without it; that of skelops is raised."""
+    try:
+        yield
+    except Exception as error:  # a compiler's errors are of every kind
+        if who == "skelops":
+            raise
+        notes[who] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def tensors(result: Any) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else list(result)
 
@@ -247,10 +259,16 @@ class Cpu:
             check(case, inputs)
         rows = []
         for name, work, make in passes(case):
-            runs = {who: make(function, inputs) for who, function in functions(case, modes).items()}
+            runs: dict[str, Run] = {}
+            notes: dict[str, str] = {}
+            for who, function in functions(case, modes).items():
+                with noted(who, notes):
+                    run = make(function, inputs)
+                    run()  # compiles what compiles lazily
+                    runs[who] = run
             times = medians(runs, seconds)
-            peaks = {who: peak_megabytes(runs[who]) for who in ("eager", "skelops")}
-            rows.append(row(case, name, work, self.rates, times, peaks))
+            peaks = {who: peak_megabytes(runs[who]) for who in ("eager", "skelops") if who in runs}
+            rows.append(row(case, name, work, self.rates, times, peaks) | {"notes": notes})
             if case.whole:
                 rows[-1]["shares"] = shares(runs["skelops"])
         return rows

@@ -20,7 +20,19 @@ from torch import Tensor
 
 import skelops
 from benchmarks.case import Case
-from benchmarks.measure import Rates, Run, check, copied, copy_bandwidth, functions, matmul_rate, medians, passes, row
+from benchmarks.measure import (
+    Rates,
+    Run,
+    check,
+    copied,
+    copy_bandwidth,
+    functions,
+    matmul_rate,
+    medians,
+    noted,
+    passes,
+    row,
+)
 from skelops import _backend
 from skelops._op import REGISTRY
 
@@ -178,7 +190,7 @@ class Cuda:
         events_only: list[str] = []
         rotation = max(LEAST_CALLS, len(copies))
         for who, (function, backend) in self._contenders(case, modes).items():
-            try:
+            with noted(who, notes):
                 runs = [on(backend, make(function, inputs)) for inputs in copies]
                 runs = list(itertools.islice(itertools.cycle(runs), rotation))
                 runs[0]()  # compiles what compiles lazily
@@ -188,10 +200,6 @@ class Cuda:
                 else:
                     graphs[who] = self.gpu.capture(runs)
                 calls[who] = runs[0]
-            except Exception as error:  # a compiler's errors are of every kind
-                if who == "skelops":
-                    raise
-                notes[who] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         times = {who: ms / rotation for who, ms in self._medians(graphs, seconds, self.gpu.event_seconds).items()}
         peaks = {who: self.gpu.peak_megabytes(run) for who, run in calls.items()}
         result = row(case, name, work, self.rates, times, peaks)

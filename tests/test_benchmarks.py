@@ -139,11 +139,14 @@ def test_what_waits_for_the_gpu_is_timed_by_events() -> None:
     assert row["eager_ms"] > 0
 
 
-def test_a_contender_that_fails_is_noted() -> None:
+@pytest.mark.parametrize("bench", [cuda, Cpu], ids=["gpu", "cpu"])
+def test_a_contender_that_fails_is_noted(bench: Callable[[], Any]) -> None:
     def broken(x: Tensor) -> Tensor:
         raise RuntimeError("no such kernel\nfor this shape")
 
-    (row,) = cuda().measure(tiny(backward=None, others={"broken": broken}), 0.0, ())
+    (row,) = bench().measure(tiny(backward=None, others={"broken": broken}), 0.0, ())
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        bench().measure(tiny(backward=None, whole=True, skelops=broken), 0.0, ())
     assert row["notes"] == {"broken": "RuntimeError: no such kernel for this shape"}
     assert row["best_other"] is None
 

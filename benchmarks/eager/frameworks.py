@@ -41,11 +41,16 @@ class Queue(nn.Module):
 
     def logits(self, q: Tensor, k: Tensor, temperature: float, extra: Tensor | None = None) -> Tensor:
         positive = torch.einsum("nc,nc->n", q, k).unsqueeze(-1)
-        negative = torch.einsum("nc,ck->nk", q, self.queue.clone().detach())
+        negative = torch.einsum("nc,ck->nk", q, self.copy())
         parts = [positive, negative]
         if extra is not None:
             parts.append(torch.einsum("nc,nc->n", q, extra.detach()).unsqueeze(-1))
         return torch.cat(parts, dim=1) / temperature
+
+    # Compiled, the backward pass would make the copy anew, of a queue that has been written to by then.
+    @torch.compiler.disable
+    def copy(self) -> Tensor:
+        return self.queue.clone().detach()
 
     # The pointer is read on the host: compiled, it would be compiled anew for every value.
     @torch.compiler.disable
