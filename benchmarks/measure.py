@@ -133,7 +133,7 @@ def functions(case: Case, modes: tuple[str, ...]) -> dict[str, Callable[..., Any
 
 @contextmanager
 def noted(who: str, notes: dict[str, str]) -> Iterator[None]:
-    """Keeps the error of a way that does not work, a compiler's mostly, and goes on without it; that of skelops is raised."""
+    """Keeps the error of a way that does not work, which is left out then; that of skelops is raised."""
     try:
         yield
     except Exception as error:  # a compiler's errors are of every kind
