@@ -267,7 +267,7 @@ class Cpu:
                     run()  # compiles what compiles lazily
                     runs[who] = run
             times = medians(runs, seconds)
-            peaks = {who: peak_megabytes(runs[who]) for who in ("eager", "skelops") if who in runs}
+            peaks: dict[str, Any] = {who: peak_megabytes(runs[who]) for who in ("eager", "skelops") if who in runs}
             rows.append(row(case, name, work, self.rates, times, peaks) | {"notes": notes})
             if case.whole:
                 rows[-1]["shares"] = shares(runs["skelops"])

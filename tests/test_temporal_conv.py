@@ -185,10 +185,14 @@ def test_many_tiles(B: int, memory_format: torch.memory_format) -> None:
             check_against_eager(rounded(form), eager(form, True), inputs, differentiable=range(5), factor=3)
 
 
-#: What the CPU kernels filter minimally: whole and partial tiles of six frames, and frames after them.
-MINIMAL = [Form(2, 34, 40, T, 3, k) for k in (7, 9) for T in (4, 6, 9, 10, 13)] + [
+#: What the CPU kernels filter minimally: whole and partial tiles of six frames (four with a stride), and frames after.
+MINIMAL = [
+    *(Form(2, 34, 40, T, 3, k) for k in (7, 9) for T in (4, 6, 9, 10, 13)),
+    *(Form(2, 66, 72, T, 3, k, stride=2) for k in (7, 9) for T in (5, 6, 8, 9, 12, 19)),
     Form(1, 48, 32, 40, 25, 9),  # several items
+    Form(1, 80, 64, 81, 25, 9, stride=2),
     Form(1, 32, 64, 7, 80, 7),  # more joints than rows of a product
+    Form(1, 64, 96, 14, 120, 7, stride=2),
 ]
 
 
@@ -208,15 +212,17 @@ def test_minimal_filtering(form: Form, dtype: torch.dtype, memory_format: torch.
 
 @pytest.mark.cpu
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
-def test_non_finite_values_stay_within_a_minimal_tile(value: float) -> None:
-    form = Form(2, 32, 32, 30, 4, 9)
+@pytest.mark.parametrize(("stride", "reached"), [(1, slice(6, 24)), (2, slice(4, 12))], ids=["plain", "strided"])
+def test_non_finite_values_stay_within_a_minimal_tile(value: float, stride: int, reached: slice) -> None:
+    """``reached``: the tiles of the frames that the value belongs to, 10 to 18 or 5 to 9."""
+    form = Form(2, 64, 64, 30, 4, 9, stride)
     inputs = make(form, affine=False)
     inputs[0][1, 3, 14, 2] = value
     with skelops.backend("cpu"):
         ours, theirs = fused(form)(*inputs), eager(form)(*inputs)
     assert not ours[~theirs.isfinite()].isfinite().any()
     spread = torch.zeros_like(ours, dtype=torch.bool)
-    spread[1, :, 6:24, 2] = True  # the tiles that frames 10 to 18 are in
+    spread[1, :, reached, 2] = True
     assert ours[~spread].isfinite().all()
 
 

@@ -14,14 +14,16 @@ constexpr int64_t kTileFloats = 160 * 1024, kMaxRows = 512;
 constexpr int64_t kItemsPerThread = 4;
 
 // Minimal filtering pays from so many channels on, which its transforms touch once and its products many times.
-constexpr int64_t kMinimalChannels = 32;
+constexpr int64_t kMinimalChannels = 32, kMinimalChannelsStrided = 64;
 
 TemporalConvShape shape_of(const Map& x, const Tensor& weight, int64_t stride, int64_t dilation, int64_t groups, bool backward) {
   TemporalConvShape s{x.B, x.C, x.T, x.V, weight.size(0), weight.size(2), stride, dilation, groups, 1, false, false};
   // Of a pair, both channels belong to the group, or the second is padding.
   const bool even = s.group_in() % 2 == 0 && s.group_out() % 2 == 0;
   s.pairs = multiplies_pairs(x.tensor) && (groups == 1 || even);
-  s.is_minimal = !s.pairs && s.k >= 7 && stride == 1 && dilation == 1 && groups == 1 && std::min(s.C, s.O) >= kMinimalChannels && s.T > 3;
+  const bool plain = s.k >= 7 && stride <= 2 && dilation == 1 && groups == 1;
+  const int64_t least = stride == 1 ? kMinimalChannels : kMinimalChannelsStrided;
+  s.is_minimal = !s.pairs && plain && std::min(s.C, s.O) >= least && s.minimal().tiles(s.out_frames()) > 0;
   const int64_t input = s.width_in() * stride, output = s.width_out();
   const int64_t halo = 2 * s.halo() * (backward ? output : input), row = backward ? 3 * input + output : input + output;
   const int64_t fit = std::min(kMaxRows / s.V, (kTileFloats / s.V - halo) / row);
@@ -29,7 +31,8 @@ TemporalConvShape shape_of(const Map& x, const Tensor& weight, int64_t stride, i
   const int64_t wanted = (kItemsPerThread * torch::stable::get_num_threads() + s.B - 1) / std::max<int64_t>(1, s.B);
   const int64_t tiles = std::max((frames + std::max<int64_t>(1, fit) - 1) / std::max<int64_t>(1, fit), std::min(wanted, frames));
   s.tile_frames = (frames + tiles - 1) / tiles;
-  if (s.is_minimal) s.tile_frames = (s.tile_frames + kMinimalFrames - 1) / kMinimalFrames * kMinimalFrames;
+  const int64_t filtered = s.minimal().frames();
+  if (s.is_minimal) s.tile_frames = (s.tile_frames + filtered - 1) / filtered * filtered;
   return s;
 }
 
@@ -40,7 +43,7 @@ T* part(std::vector<T>& sums, bool needed, int64_t chunk, int64_t n) {
 
 // Of packed matrices of that size, those of the taps to the ones after them.
 void transform_weights(const TemporalConvShape& s, int64_t size, float* packed) {
-  const auto kernel = temporal_conv_minimal_weights_at_level();
+  const auto kernel = s.stride == 1 ? temporal_conv_minimal_weights_at_level() : temporal_conv_strided_weights_at_level();
   parallel_for(0, size / kChannelPad, 256, [&](int64_t begin, int64_t end) { kernel(s, size, begin * kChannelPad, end * kChannelPad, packed); });
 }
 
@@ -58,7 +61,8 @@ void forward(const Tensor& input, const Tensor& weight, std::optional<Tensor> bi
   const std::vector<float> biases = padded_rows(bias, groups, padded(s.group_out()));
   const std::vector<float> scales = padded_rows(scale, 1, padded(s.C)), shifts = padded_rows(shift, 1, padded(s.C));
   const TemporalConv p{s, dtype_of(x.tensor), x.input(), y.output(), packed, data_of(biases), data_of(scales), data_of(shifts)};
-  const auto kernel = s.is_minimal ? temporal_conv_minimal_at_level() : temporal_conv_at_level();
+  const auto minimal = s.stride == 1 ? temporal_conv_minimal_at_level() : temporal_conv_strided_at_level();
+  const auto kernel = s.is_minimal ? minimal : temporal_conv_at_level();
   StatsSums sums(stats, s.O);
   const int64_t chunks = for_chunks(s.items(), [&](int64_t chunk, int64_t begin, int64_t end) { kernel(p, begin, end, sums.of(chunk)); });
   if (stats) sums.store(chunks, outputs[1], outputs[2]);
@@ -73,7 +77,7 @@ void unpack(const TemporalConvShape& s, float* sums, int64_t chunks, const Tenso
     });
   if (s.is_minimal) {
     const int64_t matrix = s.sums_rows() * s.sums_width();
-    const auto add = temporal_conv_minimal_gradients_at_level();
+    const auto add = s.stride == 1 ? temporal_conv_minimal_gradients_at_level() : temporal_conv_strided_gradients_at_level();
     parallel_for(0, matrix / kChannelPad, 256, [&](int64_t begin, int64_t end) { add(s, matrix, begin * kChannelPad, end * kChannelPad, sums); });
   }
   FloatOutput result(gradient);
@@ -108,7 +112,8 @@ void backward(const Tensor& grad, const Tensor& input, const Tensor& weight, std
                                packed,
                                data_of(scales),
                                data_of(shifts)};
-  const auto kernel = s.is_minimal ? temporal_conv_minimal_backward_at_level() : temporal_conv_backward_at_level();
+  const auto minimal = s.stride == 1 ? temporal_conv_minimal_backward_at_level() : temporal_conv_strided_backward_at_level();
+  const auto kernel = s.is_minimal ? minimal : temporal_conv_backward_at_level();
   const int64_t threads = torch::stable::get_num_threads();
   float* weights = needs_weight ? scratch(kSumsSlot, threads * s.sums_size()) : nullptr;
   std::vector<double> biases(threads * s.O, 0.0), of_scale(threads * s.C, 0.0), of_shift(threads * s.C, 0.0);

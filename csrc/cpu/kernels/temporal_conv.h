@@ -11,9 +11,9 @@ struct TemporalConvShape {
   int64_t tile_frames;  // output frames of a tile
   bool pairs;           // products take bf16 pairs (see operands.h); the packed weights are such pairs of input channels, or of output
                         // channels in the backward pass, and fill the first half of what a tap has in float
-  bool is_minimal;      // filtered minimally (see minimal_filter.h), with as many transformed matrices as that takes after those of the taps
+  bool is_minimal;      // filtered minimally (see minimal_shape.h), with as many transformed matrices as that takes after those of the taps
 
-  MinimalShape minimal() const { return {k}; }
+  MinimalShape minimal() const { return {k, stride}; }
   int64_t matrices() const { return groups * k + (is_minimal ? minimal().matrices() : 0); }
 
   int64_t out_frames() const { return (T + stride - 1) / stride; }
@@ -68,11 +68,15 @@ SKELOPS_KERNEL(temporal_conv_pack_backward, (const float* weight, const Temporal
 SKELOPS_KERNEL(temporal_conv_unpack, (const float* sums, const TemporalConvShape& s, int64_t begin, int64_t end, float* weight))
 SKELOPS_KERNEL(temporal_conv, (const TemporalConv& p, int64_t begin, int64_t end, double* stats))
 SKELOPS_KERNEL(temporal_conv_backward, (const TemporalConvBackward& p, int64_t begin, int64_t end, const TemporalConvSums& sums))
-// The same with minimal filtering. Elements begin .. end of each matrix: packed weights of the taps are transformed to those after
+// The same with minimal filtering, without stride and with one of two. Elements begin .. end of each matrix: packed weights of the taps are transformed to those after
 // them, and the sums after those of the taps are added to these.
 SKELOPS_KERNEL(temporal_conv_minimal, (const TemporalConv& p, int64_t begin, int64_t end, double* stats))
 SKELOPS_KERNEL(temporal_conv_minimal_backward, (const TemporalConvBackward& p, int64_t begin, int64_t end, const TemporalConvSums& sums))
 SKELOPS_KERNEL(temporal_conv_minimal_weights, (const TemporalConvShape& s, int64_t size, int64_t begin, int64_t end, float* packed))
 SKELOPS_KERNEL(temporal_conv_minimal_gradients, (const TemporalConvShape& s, int64_t size, int64_t begin, int64_t end, float* sums))
+SKELOPS_KERNEL(temporal_conv_strided, (const TemporalConv& p, int64_t begin, int64_t end, double* stats))
+SKELOPS_KERNEL(temporal_conv_strided_backward, (const TemporalConvBackward& p, int64_t begin, int64_t end, const TemporalConvSums& sums))
+SKELOPS_KERNEL(temporal_conv_strided_weights, (const TemporalConvShape& s, int64_t size, int64_t begin, int64_t end, float* packed))
+SKELOPS_KERNEL(temporal_conv_strided_gradients, (const TemporalConvShape& s, int64_t size, int64_t begin, int64_t end, float* sums))
 
 }  // namespace skelops
