@@ -43,7 +43,7 @@ T* part(std::vector<T>& sums, bool needed, int64_t chunk, int64_t n) {
 
 // Of packed matrices of that size, those of the taps to the ones after them.
 void transform_weights(const TemporalConvShape& s, int64_t size, float* packed) {
-  const auto kernel = s.stride == 1 ? temporal_conv_minimal_weights_at_level() : temporal_conv_strided_weights_at_level();
+  const auto kernel = temporal_conv_minimal_weights_at_level();
   parallel_for(0, size / kChannelPad, 256, [&](int64_t begin, int64_t end) { kernel(s, size, begin * kChannelPad, end * kChannelPad, packed); });
 }
 
@@ -61,8 +61,7 @@ void forward(const Tensor& input, const Tensor& weight, std::optional<Tensor> bi
   const std::vector<float> biases = padded_rows(bias, groups, padded(s.group_out()));
   const std::vector<float> scales = padded_rows(scale, 1, padded(s.C)), shifts = padded_rows(shift, 1, padded(s.C));
   const TemporalConv p{s, dtype_of(x.tensor), x.input(), y.output(), packed, data_of(biases), data_of(scales), data_of(shifts)};
-  const auto minimal = s.stride == 1 ? temporal_conv_minimal_at_level() : temporal_conv_strided_at_level();
-  const auto kernel = s.is_minimal ? minimal : temporal_conv_at_level();
+  const auto kernel = s.is_minimal ? temporal_conv_minimal_at_level() : temporal_conv_at_level();
   StatsSums sums(stats, s.O);
   const int64_t chunks = for_chunks(s.items(), [&](int64_t chunk, int64_t begin, int64_t end) { kernel(p, begin, end, sums.of(chunk)); });
   if (stats) sums.store(chunks, outputs[1], outputs[2]);
@@ -77,7 +76,7 @@ void unpack(const TemporalConvShape& s, float* sums, int64_t chunks, const Tenso
     });
   if (s.is_minimal) {
     const int64_t matrix = s.sums_rows() * s.sums_width();
-    const auto add = s.stride == 1 ? temporal_conv_minimal_gradients_at_level() : temporal_conv_strided_gradients_at_level();
+    const auto add = temporal_conv_minimal_gradients_at_level();
     parallel_for(0, matrix / kChannelPad, 256, [&](int64_t begin, int64_t end) { add(s, matrix, begin * kChannelPad, end * kChannelPad, sums); });
   }
   FloatOutput result(gradient);
@@ -112,8 +111,7 @@ void backward(const Tensor& grad, const Tensor& input, const Tensor& weight, std
                                packed,
                                data_of(scales),
                                data_of(shifts)};
-  const auto minimal = s.stride == 1 ? temporal_conv_minimal_backward_at_level() : temporal_conv_strided_backward_at_level();
-  const auto kernel = s.is_minimal ? minimal : temporal_conv_backward_at_level();
+  const auto kernel = s.is_minimal ? temporal_conv_minimal_backward_at_level() : temporal_conv_backward_at_level();
   const int64_t threads = torch::stable::get_num_threads();
   float* weights = needs_weight ? scratch(kSumsSlot, threads * s.sums_size()) : nullptr;
   std::vector<double> biases(threads * s.O, 0.0), of_scale(threads * s.C, 0.0), of_shift(threads * s.C, 0.0);

@@ -55,12 +55,14 @@ inline void phase_frames(const PhaseRows& x, int64_t n, const PhasePart& part, b
     }
 }
 
-// y (frames, V) += the convolution of n tiles with the taps of a phase; frames past the last are left out.
+// y (frames, V) = bias + the convolution of n tiles with the taps of a phase, or y += it; frames past the last are left out.
 // weights: (matrices, K, N); memory: (3, n V, width) and (3, n V, N).
-inline void filter_phase(const Phase& phase, const PhaseRows& x, int64_t n, const float* weights, int64_t K, int64_t N, float* memory, float* y, int64_t ldy,
-                         int64_t frames) {
+inline void filter_phase(const Phase& phase, const PhaseRows& x, int64_t n, const float* weights, int64_t K, int64_t N, bool accumulate,
+                         const float* bias, float* memory, float* y, int64_t ldy, int64_t frames) {
   const int64_t V = x.V, M = n * V, size = K * N, step = M * N;
   float* products = memory + 3 * M * x.width;
+  for (int64_t row = 0; !accumulate && row < smaller(kPhaseFrames * n, frames) * V; ++row)
+    for (int64_t i = 0; i < N; i += kLanes) store(y + row * ldy + i, bias ? load(bias + i) : Vec{});
   for (int64_t number = 0; number < phase.parts(); ++number) {
     const PhasePart& part = part_of(phase, number);
     const bool one_tap = phase.one_tap(number);

@@ -68,15 +68,11 @@ SKELOPS_KERNEL(temporal_conv_pack_backward, (const float* weight, const Temporal
 SKELOPS_KERNEL(temporal_conv_unpack, (const float* sums, const TemporalConvShape& s, int64_t begin, int64_t end, float* weight))
 SKELOPS_KERNEL(temporal_conv, (const TemporalConv& p, int64_t begin, int64_t end, double* stats))
 SKELOPS_KERNEL(temporal_conv_backward, (const TemporalConvBackward& p, int64_t begin, int64_t end, const TemporalConvSums& sums))
-// The same with minimal filtering, without stride and with one of two. Elements begin .. end of each matrix: packed weights of the taps are transformed to those after
+// The same with minimal filtering. Elements begin .. end of each matrix: packed weights of the taps are transformed to those after
 // them, and the sums after those of the taps are added to these.
 SKELOPS_KERNEL(temporal_conv_minimal, (const TemporalConv& p, int64_t begin, int64_t end, double* stats))
 SKELOPS_KERNEL(temporal_conv_minimal_backward, (const TemporalConvBackward& p, int64_t begin, int64_t end, const TemporalConvSums& sums))
 SKELOPS_KERNEL(temporal_conv_minimal_weights, (const TemporalConvShape& s, int64_t size, int64_t begin, int64_t end, float* packed))
 SKELOPS_KERNEL(temporal_conv_minimal_gradients, (const TemporalConvShape& s, int64_t size, int64_t begin, int64_t end, float* sums))
-SKELOPS_KERNEL(temporal_conv_strided, (const TemporalConv& p, int64_t begin, int64_t end, double* stats))
-SKELOPS_KERNEL(temporal_conv_strided_backward, (const TemporalConvBackward& p, int64_t begin, int64_t end, const TemporalConvSums& sums))
-SKELOPS_KERNEL(temporal_conv_strided_weights, (const TemporalConvShape& s, int64_t size, int64_t begin, int64_t end, float* packed))
-SKELOPS_KERNEL(temporal_conv_strided_gradients, (const TemporalConvShape& s, int64_t size, int64_t begin, int64_t end, float* sums))
 
 }  // namespace skelops

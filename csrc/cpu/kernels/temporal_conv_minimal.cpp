@@ -1,55 +1,78 @@
-// temporal_conv of stride, dilation and groups one with minimal filtering, a tile of frames at a time; float products only.
-// As in temporal_conv.cpp, a tile lies in cache as rows (t, v) with the frames at its ends that the taps reach. The frames that do
-// not fill a tile of the filter are summed tap by tap.
+// temporal_conv without dilation and groups with minimal filtering, a tile of frames at a time; float products only. As in
+// temporal_conv.cpp, a tile lies in cache as rows (t, v) with the frames at its ends that the taps reach. With a stride of two, the
+// even and the odd taps are two convolutions without stride of the frames that they read, their phases; without, there is one. The frames
+// that do not fill a tile of the filter are summed tap by tap.
 #include "minimal_filter.h"
+#include "phase_filter.h"
 #include "temporal_frames.h"
 
 namespace skelops::SKELOPS_LEVEL {
 namespace {
 
-// Frames of an item: n tiles of the filter, the others after them, and those to load.
+// Frames of an item's output, and those to load of a phase or, going back, of the gradient.
 struct Extent {
-  int64_t b, t, frames, n, rest, loaded;
+  int64_t b, t, frames, loaded;
 
   Extent(const TemporalConvShape& s, int64_t item) : b(item / s.tiles()), t(item % s.tiles() * s.tile_frames) {
-    frames = smaller(s.tile_frames, s.T - t);
-    n = s.minimal().tiles(frames);
-    rest = larger(0, frames - kMinimalFrames * n);
-    loaded = larger(kMinimalFrames * n, frames) + kMinimalHalo;
+    const MinimalShape m = s.minimal();
+    frames = smaller(s.tile_frames, s.out_frames() - t);
+    loaded = larger(m.frames() * m.tiles(frames), frames) + m.halo();
   }
 };
 
-int64_t most_loaded(const TemporalConvShape& s) { return round_up(s.tile_frames, kMinimalFrames) + kMinimalHalo; }
+int64_t most_loaded(const TemporalConvShape& s) { return round_up(s.tile_frames, s.minimal().frames()) + s.minimal().halo(); }
 
-// Rows of a product at a time: few enough that what one call of the filter works on stays in the cache.
-constexpr int64_t kFilterRows = 75;
+// The transformed matrices of a phase, of `size` each, behind those of all taps.
+template <typename T>
+T* transformed(const TemporalConvShape& s, int64_t odd, T* packed, int64_t size) {
+  return packed + (s.k + (odd ? s.minimal().phase(0).matrices() : 0)) * size;
+}
 
-// y (frames, V) = the convolution of the tile that begins halo frames earlier. width: of its rows; rows, N: of the weights.
-void convolve(const TemporalConvShape& s, const Extent& e, const float* x, int64_t ld, int64_t width, const float* weights, int64_t rows, int64_t N,
-              const float* bias, float* y, int64_t ldy) {
-  const int64_t most = larger(1, kFilterRows / s.V), frame = kMinimalFrames * s.V;
-  float* memory = scratch(kWork, most * s.V * (7 * width + 10 * N));
-  for (int64_t j = 0; j < e.n; j += most)
-    filter(s.minimal(), {x + j * frame * ld, ld, s.V, width}, smaller(most, e.n - j), weights + s.k * rows * N, rows, N, bias, memory,
-           y + j * frame * ldy, ldy, e.frames - kMinimalFrames * j);
-  const int64_t tiled = e.n * frame;
-  if (e.rest)
-    gemm<float, float>({x + tiled * ld, ld, 1, s.V * ld, weights, N, rows * N, bias, 0, y + tiled * ldy, ldy, rows, s.k}, e.rest * s.V, N);
+// Rows of output at a time: few enough that what one call of the filter works on stays in the cache.
+constexpr int64_t kFilterRows = 450;
+
+// y (frames, V) = bias + the convolution with the taps of a phase, or y += it. x begins where the first tap of the first frame reads.
+void convolve(const TemporalConvShape& s, int64_t odd, const PhaseRows& x, int64_t frames, const float* packed, int64_t K, int64_t N, const float* bias,
+              bool accumulate, float* y, int64_t ldy) {
+  const MinimalShape m = s.minimal();
+  const Phase phase = m.phase(odd);
+  const int64_t n = m.tiles(frames), most = larger(1, kFilterRows / (m.frames() * s.V)), size = K * N;
+  const float* weights = transformed(s, odd, packed, size);
+  float* memory = scratch(kWork, most * s.V * (7 * x.width + 10 * N));
+  for (int64_t j = 0; j < n; j += most) {
+    const int64_t first = m.frames() * j, count = smaller(most, n - j);
+    const PhaseRows from{x.frame(first), x.ld, s.V, x.width};
+    float* to = y + first * s.V * ldy;
+    if (s.stride == 1)
+      filter(m, {from.data, x.ld, s.V, x.width}, count, weights, K, N, bias, memory, to, ldy, frames - first);
+    else
+      filter_phase(phase, from, count, weights, K, N, accumulate, bias, memory, to, ldy, frames - first);
+  }
+  const int64_t tiled = m.frames() * n, rest = frames - tiled;
+  float* to = y + tiled * s.V * ldy;
+  const float* add = accumulate ? to : bias;
+  if (rest > 0)
+    gemm<float, float>({x.frame(tiled), x.ld, 1, s.V * x.ld, packed + phase.first * size, N, s.stride * size, add, accumulate ? ldy : 0, to, ldy, K, phase.taps},
+                       rest * s.V, N);
 }
 
 template <typename T>
 void forward(const TemporalConv& p, int64_t begin, int64_t end, double* stats) {
   const TemporalConvShape& s = p.shape;
+  const int64_t Cp = padded(s.C), Op = padded(s.O), halo = s.halo();
   const Frames input = input_frames<T, float>(s, p.x), output = output_frames<T, float>(s, p.y);
-  float* x_tile = scratch(kX, most_loaded(s) * s.V * padded(s.C));
-  float* y_tile = output.in_place() ? nullptr : scratch(kY, s.tile_frames * s.V * padded(s.O));
+  float* x_tile = scratch(kX, most_loaded(s) * s.V * Cp);
+  float* y_tile = output.in_place() ? nullptr : scratch(kY, s.tile_frames * s.V * Op);
   for (int64_t item = begin; item < end; ++item) {
     const Extent e(s, item);
-    int64_t ld;
-    const float* x = input.load(e.b, e.t - s.halo(), e.loaded, 1, 0, {p.scale, p.shift}, x_tile, &ld);
     float* y = y_tile ? y_tile : output.rows(e.b, e.t);
-    const int64_t ldy = y_tile ? padded(s.O) : p.y.pitch;
-    convolve(s, e, x, ld, padded(s.C), p.weight, s.C, padded(s.O), p.bias, y, ldy);
+    const int64_t ldy = y_tile ? Op : p.y.pitch;
+    for (int64_t odd = 0; odd < s.stride; ++odd) {
+      const Phase phase = s.minimal().phase(odd);
+      int64_t ld;
+      const float* x = input.load(e.b, e.t - halo, e.loaded, s.stride, phase.number, {p.scale, p.shift}, x_tile, &ld);
+      convolve(s, odd, {x + (halo + phase.offset) * s.V * ld, ld, s.V, Cp}, e.frames, p.weight, s.C, Op, p.bias, odd > 0, y, ldy);
+    }
     if (stats) add_sums(y, ldy, e.frames * s.V, s.O, stats, stats + s.O);
     if (y_tile) output.store(y, ldy, e.b, e.t, e.frames, 1, 0);
   }
@@ -60,16 +83,21 @@ struct Written {
   bool taps = false, tiles = false;
 };
 
-// sums [+]= the gradient of the weights of the taps and of the transformed ones. a begins halo frames earlier than g.
-void sum_gradients(const TemporalConvShape& s, const Extent& e, const float* a, int64_t lda, const float* g, int64_t ldg, float* sums, Written& written) {
-  const int64_t Cp = padded(s.C), Op = padded(s.O), rows = s.sums_rows(), N = s.sums_width(), M = e.n * s.V, tiled = kMinimalFrames * M;
-  if (e.n)
-    weight_gradients(s.minimal(), {a, lda, s.V, Cp}, e.n, g, ldg, Op, e.frames, s.sums_by_input(), rows, N, scratch(kWork, M * (7 * Cp + 5 * Op)),
-                     sums + s.k * rows * N, written.tiles);
-  for (int64_t tap = 0; e.rest && tap < s.k; ++tap)
-    weight_gradient<float>({a + (tiled + tap * s.V) * lda, lda}, {g + tiled * ldg, ldg}, s.sums_by_input(), sums + tap * rows * N, rows, N, e.rest * s.V,
+// sums [+]= the gradient of the weights of a phase. a begins where its first tap reads for the first frame of g.
+void sum_gradients(const TemporalConvShape& s, int64_t odd, const PhaseRows& a, const PhaseRows& g, int64_t frames, float* sums, const Written& written) {
+  const MinimalShape m = s.minimal();
+  const Phase phase = m.phase(odd);
+  const bool by_input = s.sums_by_input();
+  const int64_t rows = s.sums_rows(), N = s.sums_width(), size = rows * N, n = m.tiles(frames), tiled = m.frames() * n, rest = frames - tiled;
+  float* memory = scratch(kWork, n * s.V * (7 * a.width + 5 * g.width));
+  float* of_tiles = transformed(s, odd, sums, size);
+  if (n && s.stride == 1)
+    weight_gradients(m, {a.data, a.ld, s.V, a.width}, n, g.data, g.ld, g.width, frames, by_input, rows, N, memory, of_tiles, written.tiles);
+  else if (n)
+    phase_weight_gradients(phase, a, n, g, frames, by_input, rows, N, memory, of_tiles, written.tiles);
+  for (int64_t tap = 0; rest > 0 && tap < phase.taps; ++tap)
+    weight_gradient<float>({a.frame(tiled + tap), a.ld}, {g.frame(tiled), g.ld}, by_input, sums + (phase.first + s.stride * tap) * size, rows, N, rest * s.V,
                            written.taps);
-  written.tiles |= e.n > 0, written.taps |= e.rest > 0;
 }
 
 void clear_unwritten(const TemporalConvShape& s, const Written& written, float* sums) {
@@ -81,10 +109,11 @@ void clear_unwritten(const TemporalConvShape& s, const Written& written, float* 
 template <typename T>
 void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const TemporalConvSums& sums) {
   const TemporalConvShape& s = p.shape;
+  const MinimalShape m = s.minimal();
   const int64_t Cp = padded(s.C), Op = padded(s.O), halo = s.halo(), loaded = most_loaded(s);
   const bool needs_a = p.grad_x.data || sums.scale;
   const Frames input = input_frames<T, float>(s, p.x), of_input = input_frames<T, float>(s, p.grad_x);
-  const bool direct = p.grad_x.data && of_input.in_place();
+  const bool direct = p.grad_x.data && s.stride == 1 && of_input.in_place();
   float* x_tile = scratch(kX, s.tile_frames * s.V * Cp);
   float* a_tile = scratch(kA, loaded * s.V * Cp);
   float* g_tile = scratch(kG, loaded * s.V * Op);
@@ -92,22 +121,29 @@ void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const T
   Written written;
   for (int64_t item = begin; item < end; ++item) {
     const Extent e(s, item);
-    const int64_t R = e.frames * s.V;
     int64_t ldg, lda = 0, ldx;
     const float* tile = load_gradient_frames<T, float>(p, e.b, e.t - halo, e.loaded, g_tile, &ldg);
-    const float* g = tile + halo * s.V * ldg;
-    if (sums.bias) add_sums(g, ldg, R, s.O, sums.bias, nullptr);
-    const float* a = sums.weight || p.scale ? input.load(e.b, e.t - halo, e.loaded, 1, 0, {p.scale, p.shift}, a_tile, &lda) : nullptr;
-    if (sums.weight) sum_gradients(s, e, a, lda, g, ldg, sums.weight, written);
-    if (!needs_a) continue;
-    float* h = direct ? of_input.rows(e.b, e.t) : h_tile;
-    const int64_t ldh = direct ? p.grad_x.pitch : Cp;
-    convolve(s, e, tile, ldg, Op, p.weight, s.O, Cp, nullptr, h, ldh);
-    if (p.scale) {
-      const float* x = input.load(e.b, e.t, e.frames, 1, 0, {}, x_tile, &ldx);
-      through_affine(x, ldx, a + halo * s.V * lda, lda, h, ldh, R, s.C, p.scale, sums.scale, sums.shift);
+    const PhaseRows g{tile + halo * s.V * ldg, ldg, s.V, Op};
+    if (sums.bias) add_sums(g.data, ldg, e.frames * s.V, s.O, sums.bias, nullptr);
+    for (int64_t odd = 0; odd < s.stride; ++odd) {
+      const Phase phase = m.phase(odd);
+      const float* a = nullptr;
+      if (sums.weight || p.scale) a = input.load(e.b, e.t - halo, e.loaded, s.stride, phase.number, {p.scale, p.shift}, a_tile, &lda);
+      if (sums.weight) sum_gradients(s, odd, {a + (halo + phase.offset) * s.V * lda, lda, s.V, Cp}, g, e.frames, sums.weight, written);
+      // Of the odd frames, there may be one less.
+      const int64_t count = smaller(e.frames, (s.T - phase.number + s.stride - 1) / s.stride - e.t), R = count * s.V;
+      if (!needs_a || count <= 0) continue;
+      float* h = direct ? of_input.rows(e.b, e.t) : h_tile;
+      const int64_t ldh = direct ? p.grad_x.pitch : Cp;
+      convolve(s, odd, {g.frame(phase.back()), ldg, s.V, Op}, count, p.weight, s.O, Cp, nullptr, false, h, ldh);
+      if (p.scale) {
+        const float* x = input.load(e.b, e.t, count, s.stride, phase.number, {}, x_tile, &ldx);
+        through_affine(x, ldx, a + halo * s.V * lda, lda, h, ldh, R, s.C, p.scale, sums.scale, sums.shift);
+      }
+      if (p.grad_x.data && !direct) of_input.store(h, ldh, e.b, e.t, count, s.stride, phase.number);
     }
-    if (p.grad_x.data && !direct) of_input.store(h, ldh, e.b, e.t, e.frames, 1, 0);
+    const int64_t n = m.tiles(e.frames);
+    written.tiles |= n > 0, written.taps |= e.frames > m.frames() * n;
   }
   if (sums.weight) clear_unwritten(s, written, sums.weight);
 }
@@ -123,11 +159,13 @@ void temporal_conv_minimal_backward(const TemporalConvBackward& p, int64_t begin
 }
 
 void temporal_conv_minimal_weights(const TemporalConvShape& s, int64_t size, int64_t begin, int64_t end, float* packed) {
-  transform_weights(s.minimal(), packed, size, begin, end, packed + s.k * size);
+  if (s.stride == 1) return transform_weights(s.minimal(), packed, size, begin, end, packed + s.k * size);
+  for (int64_t odd = 0; odd < 2; ++odd) transform_phase(s.minimal().phase(odd), packed, size, begin, end, transformed(s, odd, packed, size));
 }
 
 void temporal_conv_minimal_gradients(const TemporalConvShape& s, int64_t size, int64_t begin, int64_t end, float* sums) {
-  transform_gradients(s.minimal(), sums + s.k * size, size, begin, end, sums);
+  if (s.stride == 1) return transform_gradients(s.minimal(), sums + s.k * size, size, begin, end, sums);
+  for (int64_t odd = 0; odd < 2; ++odd) transform_phase_gradients(s.minimal().phase(odd), transformed(s, odd, sums, size), size, begin, end, sums);
 }
 
 }  // namespace skelops::SKELOPS_LEVEL
