@@ -1,14 +1,16 @@
 # make demo   set up and run the main job (make demo DATA=<folder of NW-UCLA JSON files> for the real set)
 # make test   set up and run the tests
-# TORCH=2.13.0 names the torch to install; PYTHON=python3.12 the interpreter. Both apply to a new .venv.
+# TORCH=2.13.0 TRITON=3.7.1 name the torch to install and the triton made for it; PYTHON=python3.12 the interpreter of a new .venv.
 # WORKERS=2 is how many processes run the tests.
 
 TORCH ?= 2.13.0
+TRITON ?= 3.7.1
 PYTHON ?= python3
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+PINNED := torch==$(TORCH) triton==$(TRITON)
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: setup demo test lint clean
@@ -26,15 +28,15 @@ lint: setup
 
 setup: $(VENV)/native
 
-# torch comes first and alone: whatever else asks for torch is then served by the one that is there.
-$(VENV)/torch-$(TORCH):
+# torch comes first and alone, and is named again below, so that nothing that asks for torch puts another in its place.
+$(VENV)/torch-$(TORCH)-$(TRITON):
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -q torch==$(TORCH)
+	$(PIP) install -q $(PINNED)
 	rm -f $(VENV)/torch-* && touch $@
 
-$(VENV)/packages: pyproject.toml .ci/constraints.txt $(VENV)/torch-$(TORCH)
+$(VENV)/packages: pyproject.toml .ci/constraints.txt $(VENV)/torch-$(TORCH)-$(TRITON)
 	$(PIP) install -q -c .ci/constraints.txt setuptools ninja pybind11
-	$(PIP) install -q -c .ci/constraints.txt --no-build-isolation -e '.[triton,train,bench,dev]'
+	$(PIP) install -q -c .ci/constraints.txt --no-build-isolation $(PINNED) -e '.[triton,train,bench,dev]'
 	touch $@
 
 $(VENV)/native: $(VENV)/packages setup.py $(SOURCES)

@@ -14,16 +14,15 @@ constexpr int64_t kTileFloats = 160 * 1024, kMaxRows = 512;
 constexpr int64_t kItemsPerThread = 4;
 
 // Minimal filtering pays from so many channels on, which its transforms touch once and its products many times.
-constexpr int64_t kMinimalChannels = 32, kMinimalChannelsStrided = 64;
+int64_t least_filtered(const TemporalConvShape& s) { return s.k >= 9 && s.stride == 1 ? 16 : 32; }
 
 TemporalConvShape shape_of(const Map& x, const Tensor& weight, int64_t stride, int64_t dilation, int64_t groups, bool backward) {
   TemporalConvShape s{x.B, x.C, x.T, x.V, weight.size(0), weight.size(2), stride, dilation, groups, 1, false, false};
   // Of a pair, both channels belong to the group, or the second is padding.
   const bool even = s.group_in() % 2 == 0 && s.group_out() % 2 == 0;
   s.pairs = multiplies_pairs(x.tensor) && (groups == 1 || even);
-  const bool plain = s.k >= 7 && stride <= 2 && dilation == 1 && groups == 1;
-  const int64_t least = stride == 1 ? kMinimalChannels : kMinimalChannelsStrided;
-  s.is_minimal = !s.pairs && plain && std::min(s.C, s.O) >= least && s.minimal().tiles(s.out_frames()) > 0;
+  const bool filtered = s.k >= (stride == 1 ? 3 : 7) && stride <= 2 && dilation == 1 && groups == 1;
+  s.is_minimal = !s.pairs && filtered && std::min(s.C, s.O) >= least_filtered(s) && s.minimal().tiles(s.out_frames()) > 0;
   const int64_t input = s.width_in() * stride, output = s.width_out();
   const int64_t halo = 2 * s.halo() * (backward ? output : input), row = backward ? 3 * input + output : input + output;
   const int64_t fit = std::min(kMaxRows / s.V, (kTileFloats / s.V - halo) / row);
@@ -31,8 +30,7 @@ TemporalConvShape shape_of(const Map& x, const Tensor& weight, int64_t stride, i
   const int64_t wanted = (kItemsPerThread * torch::stable::get_num_threads() + s.B - 1) / std::max<int64_t>(1, s.B);
   const int64_t tiles = std::max((frames + std::max<int64_t>(1, fit) - 1) / std::max<int64_t>(1, fit), std::min(wanted, frames));
   s.tile_frames = (frames + tiles - 1) / tiles;
-  const int64_t filtered = s.minimal().frames();
-  if (s.is_minimal) s.tile_frames = (s.tile_frames + filtered - 1) / filtered * filtered;
+  if (s.is_minimal) s.tile_frames = (s.tile_frames + kTileFrames - 1) / kTileFrames * kTileFrames;
   return s;
 }
 

@@ -1,41 +1,38 @@
-// What minimal filtering takes in memory; see minimal_filter.h and, for a stride of two, phase_filter.h.
+// What minimal filtering takes in memory; see minimal_filter.h.
 #pragma once
 
 #include <cstdint>
 
 namespace skelops {
 
-constexpr int64_t kMinimalFrames = 6;    // of output in a tile
-constexpr int64_t kMinimalHalo = 8;      // frames that a tile reads beyond as many
-constexpr int64_t kParts = 4, kMatricesOfPart = 5;
-constexpr int64_t kPhaseFrames = 4;      // of output in a tile of a phase, which reads up to as many beyond
+constexpr int64_t kGroup = 3;                  // taps that are filtered together
+constexpr int64_t kTileFrames = 2 * kGroup;    // of output in a tile
+constexpr int64_t kMatricesOfPart = 5;
 
-// Every other tap of a convolution with a stride of two, 3 to 5, which read every other frame; or all taps without a stride.
+// Every other tap of a convolution with a stride of two, which read every other frame; or all taps without a stride. From 3 to 9.
 struct Phase {
   int64_t first, taps;
   int64_t number;       // of the frames that they read: even or odd
   int64_t offset;       // of the frame that the first tap reads from that of the output, both by their numbers in the phase
 
-  int64_t groups() const { return taps == 5 ? 3 : 2; }
+  int64_t groups() const { return (taps + kGroup - 1) / kGroup; }
   int64_t parts() const { return groups() + 1; }
-  bool one_tap(int64_t part) const { return taps % 2 && part == groups(); }
-  int64_t matrices() const { return 3 * parts() - (taps % 2 ? 2 : 0); }
+  // The last part is the last group alone, which may lack taps. One tap is no more than a product.
+  int64_t taps_of(int64_t part) const { return part == groups() ? taps - kGroup * (groups() - 1) : kGroup; }
+  int64_t matrices_of(int64_t part) const { return taps_of(part) == 1 ? 1 : kMatricesOfPart - kGroup + taps_of(part); }
+  int64_t matrices() const { return kMatricesOfPart * groups() + matrices_of(groups()); }
   // The same for the gradient, which goes back through the taps in reverse order.
   int64_t back() const { return 1 - taps - offset; }
 };
 
 struct MinimalShape {
-  int64_t k, stride;  // taps: 7 or 9; stride: 1 or 2
+  int64_t k, stride;  // 3 to 9 taps without a stride, 7 or 9 with a stride of 2
 
-  bool one_tap(int64_t part) const { return part == 3 && k == 7; }
-  int64_t frames() const { return stride == 1 ? kMinimalFrames : kPhaseFrames; }
-  int64_t halo() const { return stride == 1 ? kMinimalHalo : kPhaseFrames; }
-  int64_t matrices() const {
-    if (stride == 2) return phase(0).matrices() + phase(1).matrices();
-    return 3 * kMatricesOfPart + (k == 9 ? kMatricesOfPart : 1);
-  }
-  // A last tile that is half full, or a phase's with two frames, takes no fewer products than the plain way.
-  int64_t tiles(int64_t of) const { return (of + (stride == 1 ? 2 : 1)) / frames(); }
+  // Frames that a tile reads beyond those of its output, from where the first tap reads or, with a stride, up to a frame later.
+  int64_t halo() const { return kGroup * phase(0).groups() - 1; }
+  int64_t matrices() const { return phase(0).matrices() + (stride == 2 ? phase(1).matrices() : 0); }
+  // A last tile of three frames takes no more products than the plain way.
+  int64_t tiles(int64_t of) const { return (of + 3) / kTileFrames; }
   // The phase of the even taps, or that of the odd ones; that of all taps.
   Phase phase(int64_t odd) const {
     if (stride == 1) return {0, k, 0, -(k / 2)};

@@ -3,7 +3,6 @@
 // even and the odd taps are two convolutions without stride of the frames that they read, their phases; without, there is one. The frames
 // that do not fill a tile of the filter are summed tap by tap.
 #include "minimal_filter.h"
-#include "phase_filter.h"
 #include "temporal_frames.h"
 
 namespace skelops::SKELOPS_LEVEL {
@@ -16,11 +15,11 @@ struct Extent {
   Extent(const TemporalConvShape& s, int64_t item) : b(item / s.tiles()), t(item % s.tiles() * s.tile_frames) {
     const MinimalShape m = s.minimal();
     frames = smaller(s.tile_frames, s.out_frames() - t);
-    loaded = larger(m.frames() * m.tiles(frames), frames) + m.halo();
+    loaded = larger(kTileFrames * m.tiles(frames), frames) + m.halo();
   }
 };
 
-int64_t most_loaded(const TemporalConvShape& s) { return round_up(s.tile_frames, s.minimal().frames()) + s.minimal().halo(); }
+int64_t most_loaded(const TemporalConvShape& s) { return round_up(s.tile_frames, kTileFrames) + s.minimal().halo(); }
 
 // The transformed matrices of a phase, of `size` each, behind those of all taps.
 template <typename T>
@@ -32,23 +31,19 @@ T* transformed(const TemporalConvShape& s, int64_t odd, T* packed, int64_t size)
 constexpr int64_t kFilterRows = 450;
 
 // y (frames, V) = bias + the convolution with the taps of a phase, or y += it. x begins where the first tap of the first frame reads.
-void convolve(const TemporalConvShape& s, int64_t odd, const PhaseRows& x, int64_t frames, const float* packed, int64_t K, int64_t N, const float* bias,
+void convolve(const TemporalConvShape& s, int64_t odd, const FrameRows& x, int64_t frames, const float* packed, int64_t K, int64_t N, const float* bias,
               bool accumulate, float* y, int64_t ldy) {
   const MinimalShape m = s.minimal();
   const Phase phase = m.phase(odd);
-  const int64_t n = m.tiles(frames), most = larger(1, kFilterRows / (m.frames() * s.V)), size = K * N;
+  const int64_t n = m.tiles(frames), most = larger(1, kFilterRows / (kTileFrames * s.V)), size = K * N;
   const float* weights = transformed(s, odd, packed, size);
-  float* memory = scratch(kWork, most * s.V * (7 * x.width + 10 * N));
+  float* memory = scratch(kWork, kMatricesOfPart * most * s.V * (x.width + N));
   for (int64_t j = 0; j < n; j += most) {
-    const int64_t first = m.frames() * j, count = smaller(most, n - j);
-    const PhaseRows from{x.frame(first), x.ld, s.V, x.width};
-    float* to = y + first * s.V * ldy;
-    if (s.stride == 1)
-      filter(m, {from.data, x.ld, s.V, x.width}, count, weights, K, N, bias, memory, to, ldy, frames - first);
-    else
-      filter_phase(phase, from, count, weights, K, N, accumulate, bias, memory, to, ldy, frames - first);
+    const int64_t first = kTileFrames * j;
+    filter(phase, {x.frame(first), x.ld, s.V, x.width}, smaller(most, n - j), weights, K, N, accumulate, bias, memory, y + first * s.V * ldy, ldy,
+           frames - first);
   }
-  const int64_t tiled = m.frames() * n, rest = frames - tiled;
+  const int64_t tiled = kTileFrames * n, rest = frames - tiled;
   float* to = y + tiled * s.V * ldy;
   const float* add = accumulate ? to : bias;
   if (rest > 0)
@@ -84,17 +79,13 @@ struct Written {
 };
 
 // sums [+]= the gradient of the weights of a phase. a begins where its first tap reads for the first frame of g.
-void sum_gradients(const TemporalConvShape& s, int64_t odd, const PhaseRows& a, const PhaseRows& g, int64_t frames, float* sums, const Written& written) {
+void sum_gradients(const TemporalConvShape& s, int64_t odd, const FrameRows& a, const FrameRows& g, int64_t frames, float* sums, const Written& written) {
   const MinimalShape m = s.minimal();
   const Phase phase = m.phase(odd);
   const bool by_input = s.sums_by_input();
-  const int64_t rows = s.sums_rows(), N = s.sums_width(), size = rows * N, n = m.tiles(frames), tiled = m.frames() * n, rest = frames - tiled;
-  float* memory = scratch(kWork, n * s.V * (7 * a.width + 5 * g.width));
-  float* of_tiles = transformed(s, odd, sums, size);
-  if (n && s.stride == 1)
-    weight_gradients(m, {a.data, a.ld, s.V, a.width}, n, g.data, g.ld, g.width, frames, by_input, rows, N, memory, of_tiles, written.tiles);
-  else if (n)
-    phase_weight_gradients(phase, a, n, g, frames, by_input, rows, N, memory, of_tiles, written.tiles);
+  const int64_t rows = s.sums_rows(), N = s.sums_width(), size = rows * N, n = m.tiles(frames), tiled = kTileFrames * n, rest = frames - tiled;
+  float* memory = scratch(kWork, kMatricesOfPart * n * s.V * (a.width + g.width));
+  if (n) filter_gradients(phase, a, n, g, frames, by_input, rows, N, memory, transformed(s, odd, sums, size), written.tiles);
   for (int64_t tap = 0; rest > 0 && tap < phase.taps; ++tap)
     weight_gradient<float>({a.frame(tiled + tap), a.ld}, {g.frame(tiled), g.ld}, by_input, sums + (phase.first + s.stride * tap) * size, rows, N, rest * s.V,
                            written.taps);
@@ -123,7 +114,7 @@ void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const T
     const Extent e(s, item);
     int64_t ldg, lda = 0, ldx;
     const float* tile = load_gradient_frames<T, float>(p, e.b, e.t - halo, e.loaded, g_tile, &ldg);
-    const PhaseRows g{tile + halo * s.V * ldg, ldg, s.V, Op};
+    const FrameRows g{tile + halo * s.V * ldg, ldg, s.V, Op};
     if (sums.bias) add_sums(g.data, ldg, e.frames * s.V, s.O, sums.bias, nullptr);
     for (int64_t odd = 0; odd < s.stride; ++odd) {
       const Phase phase = m.phase(odd);
@@ -143,7 +134,7 @@ void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const T
       if (p.grad_x.data && !direct) of_input.store(h, ldh, e.b, e.t, count, s.stride, phase.number);
     }
     const int64_t n = m.tiles(e.frames);
-    written.tiles |= n > 0, written.taps |= e.frames > m.frames() * n;
+    written.tiles |= n > 0, written.taps |= e.frames > kTileFrames * n;
   }
   if (sums.weight) clear_unwritten(s, written, sums.weight);
 }
@@ -159,13 +150,12 @@ void temporal_conv_minimal_backward(const TemporalConvBackward& p, int64_t begin
 }
 
 void temporal_conv_minimal_weights(const TemporalConvShape& s, int64_t size, int64_t begin, int64_t end, float* packed) {
-  if (s.stride == 1) return transform_weights(s.minimal(), packed, size, begin, end, packed + s.k * size);
-  for (int64_t odd = 0; odd < 2; ++odd) transform_phase(s.minimal().phase(odd), packed, size, begin, end, transformed(s, odd, packed, size));
+  for (int64_t odd = 0; odd < s.stride; ++odd) transform_weights(s.minimal().phase(odd), s.stride, packed, size, begin, end, transformed(s, odd, packed, size));
 }
 
 void temporal_conv_minimal_gradients(const TemporalConvShape& s, int64_t size, int64_t begin, int64_t end, float* sums) {
-  if (s.stride == 1) return transform_gradients(s.minimal(), sums + s.k * size, size, begin, end, sums);
-  for (int64_t odd = 0; odd < 2; ++odd) transform_phase_gradients(s.minimal().phase(odd), transformed(s, odd, sums, size), size, begin, end, sums);
+  for (int64_t odd = 0; odd < s.stride; ++odd)
+    transform_gradients(s.minimal().phase(odd), s.stride, transformed(s, odd, sums, size), size, begin, end, sums);
 }
 
 }  // namespace skelops::SKELOPS_LEVEL
