@@ -28,6 +28,13 @@ struct Product {
 template <int M, int N, typename T, typename Out>
 inline __attribute__((always_inline)) void gemm_block(const Product<T, Out>& p) {
   Vec acc[M][N] = {};
+  // Sums that do not fit the cache arrive while the products run.
+  if (p.add && p.addm) {
+#pragma GCC unroll 24
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) __builtin_prefetch(p.add + m * p.addm + n * kLanes, 1);
+  }
   const T *a_tap = p.a, *b_tap = p.b;
   int64_t taps = p.taps;
   do {
