@@ -37,15 +37,18 @@ def devices() -> dict[str, str]:
 
 
 def processor() -> str:
-    """Name of the CPU."""
+    """Name of the CPU, with the family and model that tell generations of one name apart."""
     try:
         with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
+            found = dict(line.split(":", 1) for line in file if ":" in line)
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        found = {}
+    fields = {key.strip(): value.strip() for key, value in found.items()}
+    if "model name" not in fields:
+        return platform.processor() or platform.machine()
+    if "cpu family" not in fields:
+        return fields["model name"]
+    return f"{fields['model name']} (family {fields['cpu family']}, model {fields['model']})"
 
 
 def _op_lines(op: Op) -> list[str]:

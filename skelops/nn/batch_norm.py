@@ -28,9 +28,9 @@ def alike(norms: Sequence[Norm]) -> bool:
     def kind(norm: Norm) -> tuple[Any, ...]:
         return norm.training, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, _process_group(norm)
 
-    first, *others = norms
+    first = norms[0]
     # Without a momentum, the share of a new batch depends on how many each has seen.
-    return not others or (first.momentum is not None and all(kind(norm) == kind(first) for norm in others))
+    return len(norms) == 1 or (first.momentum is not None and all(kind(norm) == kind(first) for norm in norms))
 
 
 def scale_shift(x: Tensor | MapStats, *norms: Norm) -> tuple[Tensor, Tensor]:
