@@ -88,7 +88,7 @@ def source(meta: Row) -> str:
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """The headline rows as tables, of ops and of whole models (with their backward pass), and where they were measured."""
+    """The headline rows as tables, of ops and of whole models with backward pass, and where they were measured."""
     rows, lines = [row for row in content["rows"] if row["headline"]], []
     ops = [row for row in rows if "shares" not in row]
     models = [row for row in rows if "shares" in row and row["pass"] != "forward"]
