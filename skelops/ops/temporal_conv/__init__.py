@@ -35,10 +35,10 @@ def temporal_conv(
     The activated map is never stored; gradients recompute it. Sums are accumulated in float32 for float32, bfloat16 and
     float16. ``x``, ``weight``, ``bias``, ``scale`` and ``shift`` have gradients.
 
-    On the CPU, float32 convolutions of 32 channels and more (16 with 9 taps) with neither dilation nor groups, of 3 to 9
-    taps or, with a stride of two, of 7 and 9, are filtered minimally (Winograd's F(2,3) and F(3,3), nested): about half
-    of the products or less, and an error of the same order. A value that is not finite then makes up to five more frames
-    not finite on either side of those that it reaches.
+    On the CPU, float32 convolutions of 32 channels and more (16 with 9 taps) with neither dilation nor groups, of 3 to
+    9 taps or, with a stride of two, of 7 and 9, are filtered minimally (Winograd's F(2,3) and F(3,3), nested): about
+    half of the products or less, and an error of the same order. A value that is not finite then makes up to five more
+    frames not finite on either side of those that it reaches.
 
     Args:
         x: feature map (B, C, T, V), contiguous or channels_last, there also a slice of the channels of a wider map
