@@ -187,8 +187,8 @@ def test_many_tiles(B: int, memory_format: torch.memory_format) -> None:
 
 #: What the CPU kernels filter minimally: whole and partial tiles of six frames, and frames after.
 MINIMAL = [
-    *(Form(2, 34, 40, T, 3, k) for k in (3, 5, 7, 9) for T in (3, 4, 6, 8, 10, 13)),
-    *(Form(2, 34, 40, T, 3, k, stride=2) for k in (7, 9) for T in (5, 6, 11, 12, 15, 19, 26)),
+    *(Form(2, 34, 40, T, 3, k) for k in (3, 5, 7, 9) for T in (3, 6, 10, 13)),
+    *(Form(2, 34, 40, T, 3, k, stride=2) for k in (7, 9) for T in (5, 11, 12, 19, 26)),
     Form(2, 16, 20, 13, 5, 9),
     Form(1, 48, 32, 40, 25, 9),  # several items
     Form(1, 80, 64, 81, 25, 9, stride=2),

@@ -97,46 +97,64 @@ void clear_unwritten(const TemporalConvShape& s, const Written& written, float* 
   if (!written.tiles) __builtin_memset(sums + of_taps, 0, sizeof(float) * (s.sums_size() - of_taps));
 }
 
+// The gradients of the weight and of the bias, those that are asked for.
 template <typename T>
-void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const TemporalConvSums& sums) {
+void weight_pass(const TemporalConvBackward& p, int64_t begin, int64_t end, float* weight, double* bias) {
   const TemporalConvShape& s = p.shape;
-  const MinimalShape m = s.minimal();
-  const int64_t Cp = padded(s.C), Op = padded(s.O), halo = s.halo(), loaded = most_loaded(s);
-  const bool needs_a = p.grad_x.data || sums.scale;
-  const Frames input = input_frames<T, float>(s, p.x), of_input = input_frames<T, float>(s, p.grad_x);
-  const bool direct = p.grad_x.data && s.stride == 1 && of_input.in_place();
-  float* x_tile = scratch(kX, s.tile_frames * s.V * Cp);
-  float* a_tile = scratch(kA, loaded * s.V * Cp);
-  float* g_tile = scratch(kG, loaded * s.V * Op);
-  float* h_tile = direct ? nullptr : scratch(kH, s.tile_frames * s.V * Cp);
+  const int64_t Cp = padded(s.C), Op = padded(s.O), halo = s.halo();
+  const Frames input = input_frames<T, float>(s, p.x);
+  float* a_tile = scratch(kA, most_loaded(s) * s.V * Cp);
+  float* g_tile = scratch(kG, s.tile_frames * s.V * Op);
   Written written;
   for (int64_t item = begin; item < end; ++item) {
     const Extent e(s, item);
-    int64_t ldg, lda = 0, ldx;
+    int64_t ldg, lda;
+    const float* g = load_gradient_frames<T, float>(p, e.b, e.t, e.frames, g_tile, &ldg);
+    if (bias) add_sums(g, ldg, e.frames * s.V, s.O, bias, nullptr);
+    if (!weight) continue;
+    for (int64_t odd = 0; odd < s.stride; ++odd) {
+      const Phase phase = s.minimal().phase(odd);
+      const float* a = input.load(e.b, e.t - halo, e.loaded, s.stride, phase.number, {p.scale, p.shift}, a_tile, &lda);
+      sum_gradients(s, odd, {a + (halo + phase.offset) * s.V * lda, lda, s.V, Cp}, {g, ldg, s.V, Op}, e.frames, weight, written);
+    }
+    const int64_t n = s.minimal().tiles(e.frames);
+    written.tiles |= n > 0, written.taps |= e.frames > kTileFrames * n;
+  }
+  if (weight) clear_unwritten(s, written, weight);
+}
+
+// The gradients of the map, and of scale and shift.
+template <typename T>
+void map_pass(const TemporalConvBackward& p, int64_t begin, int64_t end, double* scale, double* shift) {
+  const TemporalConvShape& s = p.shape;
+  const int64_t Cp = padded(s.C), Op = padded(s.O), halo = s.halo();
+  const Frames input = input_frames<T, float>(s, p.x), of_input = input_frames<T, float>(s, p.grad_x);
+  const bool direct = p.grad_x.data && s.stride == 1 && of_input.in_place();
+  float* x_tile = scratch(kX, s.tile_frames * s.V * Cp);
+  float* a_tile = scratch(kA, s.tile_frames * s.V * Cp);
+  float* g_tile = scratch(kG, most_loaded(s) * s.V * Op);
+  float* h_tile = direct ? nullptr : scratch(kH, s.tile_frames * s.V * Cp);
+  for (int64_t item = begin; item < end; ++item) {
+    const Extent e(s, item);
+    int64_t ldg, lda, ldx;
     const float* tile = load_gradient_frames<T, float>(p, e.b, e.t - halo, e.loaded, g_tile, &ldg);
     const FrameRows g{tile + halo * s.V * ldg, ldg, s.V, Op};
-    if (sums.bias) add_sums(g.data, ldg, e.frames * s.V, s.O, sums.bias, nullptr);
     for (int64_t odd = 0; odd < s.stride; ++odd) {
-      const Phase phase = m.phase(odd);
-      const float* a = nullptr;
-      if (sums.weight || p.scale) a = input.load(e.b, e.t - halo, e.loaded, s.stride, phase.number, {p.scale, p.shift}, a_tile, &lda);
-      if (sums.weight) sum_gradients(s, odd, {a + (halo + phase.offset) * s.V * lda, lda, s.V, Cp}, g, e.frames, sums.weight, written);
+      const Phase phase = s.minimal().phase(odd);
       // Of the odd frames, there may be one less.
-      const int64_t count = smaller(e.frames, (s.T - phase.number + s.stride - 1) / s.stride - e.t), R = count * s.V;
-      if (!needs_a || count <= 0) continue;
+      const int64_t count = smaller(e.frames, (s.T - phase.number + s.stride - 1) / s.stride - e.t);
+      if (count <= 0) continue;
       float* h = direct ? of_input.rows(e.b, e.t) : h_tile;
       const int64_t ldh = direct ? p.grad_x.pitch : Cp;
       convolve(s, odd, {g.frame(phase.back()), ldg, s.V, Op}, count, p.weight, s.O, Cp, nullptr, false, h, ldh);
       if (p.scale) {
+        const float* a = input.load(e.b, e.t, count, s.stride, phase.number, {p.scale, p.shift}, a_tile, &lda);
         const float* x = input.load(e.b, e.t, count, s.stride, phase.number, {}, x_tile, &ldx);
-        through_affine(x, ldx, a + halo * s.V * lda, lda, h, ldh, R, s.C, p.scale, sums.scale, sums.shift);
+        through_affine(x, ldx, a, lda, h, ldh, count * s.V, s.C, p.scale, scale, shift);
       }
       if (p.grad_x.data && !direct) of_input.store(h, ldh, e.b, e.t, count, s.stride, phase.number);
     }
-    const int64_t n = m.tiles(e.frames);
-    written.tiles |= n > 0, written.taps |= e.frames > kTileFrames * n;
   }
-  if (sums.weight) clear_unwritten(s, written, sums.weight);
 }
 
 }  // namespace
@@ -145,14 +163,12 @@ void temporal_conv_minimal(const TemporalConv& p, int64_t begin, int64_t end, do
   (p.dtype == Dtype::f32 ? forward<float> : forward<bf16>)(p, begin, end, stats);
 }
 
-// Each pass over the items then has one set of matrices to itself: both together leave no room in the L3 cache, of which other cores
-// have their part.
+// Two passes over the items, each with one set of matrices: both together leave no room in the L3 cache, of which other cores have
+// their part.
 void temporal_conv_minimal_backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const TemporalConvSums& sums) {
-  const auto run = p.dtype == Dtype::f32 ? backward<float> : backward<bf16>;
-  TemporalConvBackward of_weight = p;
-  of_weight.grad_x = {};
-  if (sums.weight || sums.bias) run(of_weight, begin, end, {sums.weight, sums.bias, nullptr, nullptr});
-  if (p.grad_x.data || sums.scale) run(p, begin, end, {nullptr, nullptr, sums.scale, sums.shift});
+  const bool wide = p.dtype == Dtype::f32;
+  if (sums.weight || sums.bias) (wide ? weight_pass<float> : weight_pass<bf16>)(p, begin, end, sums.weight, sums.bias);
+  if (p.grad_x.data || sums.scale) (wide ? map_pass<float> : map_pass<bf16>)(p, begin, end, sums.scale, sums.shift);
 }
 
 void temporal_conv_minimal_weights(const TemporalConvShape& s, int64_t size, int64_t begin, int64_t end, float* packed) {
