@@ -10,7 +10,7 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-PINNED := torch==$(TORCH) triton==$(TRITON)
+PINNED := torch==$(TORCH) 'triton==$(TRITON); platform_system == "Linux"'
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: setup demo test lint clean
@@ -28,7 +28,7 @@ lint: setup
 
 setup: $(VENV)/native
 
-# torch comes first and alone, and is named again below, so that nothing that asks for torch puts another in its place.
+# torch and its triton come first, and are named again below, so that nothing that asks for them puts others in their place.
 $(VENV)/torch-$(TORCH)-$(TRITON):
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q $(PINNED)

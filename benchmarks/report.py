@@ -40,8 +40,8 @@ def call(row: Row) -> str:
     return milliseconds(row["call_ms"]["skelops"]) + eager
 
 
-def columns(device: str) -> dict[str, Callable[[Row], str]]:
-    """The cells of a row by their titles."""
+def columns(device: str, whole: bool = False) -> dict[str, Callable[[Row], str]]:
+    """The cells of a row by their titles; of whole models fewer, as only one pass of theirs is shown."""
     found: dict[str, Callable[[Row], str]] = {
         "op, shape": lambda row: f"{row['op']} {row['case']}",
         "dtype": lambda row: row["dtype"],
@@ -54,22 +54,11 @@ def columns(device: str) -> dict[str, Callable[[Row], str]]:
     if device == "cuda":
         found["max-autotune"] = against("compile_max_ms")
         found["floor"] = lambda row: f"{milliseconds(row['floor_ms'])} ({row['percent_of_floor']:.0f}%)"
+    if whole:
+        del found["pass"], found["floor"]
+        return {**found, "peak memory": memory}
     found |= {"best other": best_other, "peak memory": memory}
     return found | ({"call": call} if device == "cuda" else {})
-
-
-def whole_columns(device: str) -> dict[str, Callable[[Row], str]]:
-    """The same for whole models."""
-    found: dict[str, Callable[[Row], str]] = {
-        "model, shape": lambda row: f"{row['op']} {row['case']}",
-        "dtype": lambda row: row["dtype"],
-        "skelops": lambda row: milliseconds(row["skelops_ms"]),
-        "eager": against("eager_ms"),
-        "torch.compile": against("compile_ms"),
-    }
-    if device == "cuda":
-        found["max-autotune"] = against("compile_max_ms")
-    return {**found, "peak memory": memory}
 
 
 def source(meta: Row) -> str:
@@ -90,11 +79,10 @@ def source(meta: Row) -> str:
 def markdown(content: dict[str, Any]) -> str:
     """The headline rows as tables, of ops and of whole models with backward pass, and where they were measured."""
     rows, lines = [row for row in content["rows"] if row["headline"]], []
-    ops = [row for row in rows if "shares" not in row]
-    models = [row for row in rows if "shares" in row and row["pass"] != "forward"]
-    for some, columns_on in ((ops, columns), (models, whole_columns)):
+    for whole in (False, True):
+        some = [row for row in rows if ("shares" in row) == whole and not (whole and row["pass"] == "forward")]
         if some:
-            cells = columns_on(some[0]["device"])
+            cells = columns(some[0]["device"], whole)
             lines += [f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}"]
             lines += [f"| {' | '.join(cell(row) for cell in cells.values())} |" for row in some] + [""]
     return "\n".join([*lines, source(content["meta"])])
