@@ -158,13 +158,13 @@ def _ones(of: Variant) -> Variant:
     return Variant(**{**of.__dict__, "signature": signature, "constants": constants, "divisible": divisible})
 
 
-def variants(ops: list[str], architectures: list[str]) -> tuple[list[Variant], set[str]]:
+def variants(ops: list[str]) -> tuple[list[Variant], set[str]]:
     """Every compilation that the cases ask for, and the table entries that none of them took."""
     found: dict[Any, Variant] = {}
     unused = {
         f"{kernel} / {case}" for kernel, table in _tables(ops).items() for cases in table.values() for case in cases
     }
-    for architecture in architectures:
+    for architecture in SHARED_MEMORY:
         with _triton.recording(architecture) as launches, _triton.choosing({}) as taken, skelops.backend("triton"):
             for op in ops:
                 for case in importlib.import_module(f"benchmarks.bench_{op}").cases("cuda"):
@@ -265,16 +265,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.aot", description=__doc__.splitlines()[0])
     parser.add_argument("ops", nargs="*", help="which ops (default: all that have Triton kernels)")
     parser.add_argument(
-        "--architectures", nargs="+", choices=SHARED_MEMORY, default=list(SHARED_MEMORY), help="default: %(default)s"
-    )
-    parser.add_argument(
         "--jobs", type=int, default=os.cpu_count(), help="compilations at a time (default: %(default)s)"
     )
     parser.add_argument("--quiet", action="store_true", help="print what fails only")
     arguments = parser.parse_args()
     packages = {op: f"skelops.ops.{op}" for op in all_ops()}
     with_kernels = [op for op, name in packages.items() if find_spec(name) and _triton.has_kernels(name)]
-    found, unused = variants(arguments.ops or with_kernels, arguments.architectures)
+    found, unused = variants(arguments.ops or with_kernels)
     failed = [f"{entry}: no benchmark case takes this entry of the table" for entry in sorted(unused)]
     with ProcessPoolExecutor(arguments.jobs) as pool:
         for report in pool.map(compile_variant, found, chunksize=4):
