@@ -1,6 +1,6 @@
 """SCD-Net: Wu et al., Spatiotemporal Clues Disentanglement Network (AAAI 2024, arXiv 2309.05834).
 
-"Released" is github.com/cong-wu/SCD-Net at 0af1b19: model/scd_encoder.py and model/scd_moco.py.
+"Released" is github.com/cong-wu/SCD-Net at 0af1b19: scd/scd_encoder.py and scd/builder.py.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from skelops.ops.info_nce import InfoNCE
 
 
 def xavier_init(module: nn.Module) -> None:
-    """The released initialisation: uniform Xavier for every matrix, to be passed to `nn.Module.apply`."""
+    """The released initialisation: uniform Xavier for every matrix, to be passed to `nn.Module.apply`. Convolutions
+    and adjacencies have more than two axes and stay as they are (`weights_init`)."""
     for parameter in module.parameters(recurse=False):
-        if parameter.dim() > 1:
+        if parameter.dim() == 2:
             nn.init.xavier_uniform_(parameter)
 
 
@@ -43,7 +44,7 @@ class SCDNet(MomentumContrast):
 
         L = CE(q_t, k_i, Q_i) + CE(q_s, k_i, Q_i) + CE(q_i, k_t, Q_t) + CE(q_i, k_s, Q_s)
 
-    (Equations 5 and 6 of the paper; released `forward` of scd_moco.py.)
+    (Equations 5 and 6 of the paper; released `forward` of scd/builder.py.)
 
     Args:
         encoder: the two-branch encoder, without projectors.

@@ -61,6 +61,17 @@ def test_both_encoders_start_alike() -> None:
         assert torch.equal(q, k)
 
 
+def test_released_weights_redraw_matrices_alone() -> None:
+    """Convolutions and adjacencies stay as the encoder drew them."""
+    encoder = SCDEncoder("nw_ucla", bodies=1, frames=16, width=8, hidden_dim=32, heads=2, dropout=0.0)
+    before = {name: parameter.clone() for name, parameter in encoder.named_parameters()}
+    drawn = SCDNet(encoder, embedding=16, queue_size=64).encoder_q.state_dict()
+    for name, parameter in before.items():
+        assert torch.equal(drawn[name], parameter) == (parameter.dim() != 2), name
+    adjacencies = [name for name in before if name.endswith("PA")]
+    assert adjacencies, "the encoder learns its adjacencies"
+
+
 def test_another_encoder_is_refused() -> None:
     with pytest.raises(ValueError, match="encoder: expected SCDEncoder, .* got STGCN, which has one feature"):
         SCDNet(STGCN("ntu", width=4))
