@@ -13,6 +13,13 @@ from torch.utils.data import DataLoader, Sampler
 from skelops import data
 from skelops.data import SkeletonDataset
 
+#: Arguments of the readers that belong to the module, and what stands in their place.
+RESERVED = {
+    "split": "training and evaluation each take theirs",
+    "frames": "set data.frames",
+    "views": "the training clips of NW-UCLA are those of views 1 and 2, the test clips those of view 3",
+}
+
 
 class ShuffledBatches(Sampler[list[int]]):
     """Batches of indices in an order that depends on seed and epoch alone, so that a resumed run sees the same batches.
@@ -82,6 +89,9 @@ class SkeletonData(pl.LightningDataModule):
         labelled: share of the clips of every class that training gets, for semi-supervised fine-tuning; which ones
             depends on ``seed`` alone. They come so often that an epoch has as many steps as with all clips.
         options: further arguments of the reader, such as ``{benchmark: ntu60_xview}`` or ``{align: false}``.
+
+    Raises:
+        ValueError: ``options`` has a key that is not theirs: training and test clips would be others than they say.
     """
 
     def __init__(
@@ -97,6 +107,8 @@ class SkeletonData(pl.LightningDataModule):
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        for name in sorted(RESERVED.keys() & (options or {}).keys()):
+            raise ValueError(f"data.options: expected no {name} ({RESERVED[name]}), got {(options or {})[name]!r}")
         self.save_hyperparameters()
         self._splits: dict[str, SkeletonDataset] = {}
 

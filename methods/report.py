@@ -8,7 +8,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,18 @@ def new_folder(path: str | Path) -> Path:
     """Makes ``path``, or ``path_2``, ``path_3``, ... where it exists."""
     path = Path(path)
     return claim_folder(lambda number: path.with_name(f"{path.name}_{number + 1}") if number else path)
+
+
+@contextmanager
+def results_folder(path: str | Path) -> Iterator[Path]:
+    """A `new_folder` for what the block finds, made before any of it; where the block fails, it goes again if empty."""
+    folder = new_folder(path)
+    try:
+        yield folder
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()
+        raise
 
 
 def write_file(path: Path, write: Callable[[Path], Any]) -> None:

@@ -122,6 +122,9 @@ def test_python_dash_m() -> None:
         (["--config", "tiny.yaml", "--data.repeats", "0"], "data.repeats: expected at least 1, got 0"),
         (["--config", "scd_net/synthetic", "--data.frames", "24"], "clips: expected 16 frames, got 24"),
         (["--config", "tiny.yaml", "--data.options.clips", "3"], "clips"),
+        (["--config", "tiny.yaml", "--data.options.split", "test"], "data.options: expected no split (training and"),
+        (["--config", "tiny.yaml", "--data.options.frames", "9"], "data.options: expected no frames (set data.frames"),
+        (["--config", "tiny.yaml", "--data.options.views", "[1,2]"], "data.options: expected no views (the training"),
         (["--config", "tiny.yaml", "--model.views.shear", "-1"], "shear: expected at least 0"),
         (
             ["--config", "tiny.yaml", "--data.source", "nw_ucla", "--data.options", "{}"],
@@ -193,6 +196,31 @@ def test_train_then_eval(here: Path, capsys: pytest.CaptureFixture[str]) -> None
     del cut["state_dict"]["framework.encoder_q.edge_importance.3"]
     torch.save(cut, here / "cut.ckpt")
     assert "edge_importance.3" in one_line(capsys, "eval", "--checkpoint", "cut.ckpt")
+
+
+@pytest.mark.usefixtures("train_extra")
+def test_eval_knows_its_folder_before_the_work(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["train", "--config", "tiny.yaml"]) == 0
+    run = here / "runs/tiny/version_0"
+    neighbours = ["--neighbours", "[1]"]
+    monkeypatch.chdir(run / "checkpoints")
+    assert main(["eval", "--checkpoint", "last.ckpt", *neighbours]) == 0
+    assert (run / "eval/summary.json").is_file()
+    monkeypatch.chdir(here)
+    (run / "checkpoints/last.ckpt").rename(here / "moved.ckpt")
+    assert main(["eval", "--checkpoint", "moved.ckpt", *neighbours]) == 0
+    assert (here / "eval/summary.json").is_file()
+    capsys.readouterr()
+
+    def work(*args: object) -> None:
+        raise ValueError("the work has begun")
+
+    monkeypatch.setattr("skelops.methods.commands.eval.compare", work)
+    assert "tiny.yaml" in one_line(capsys, "eval", "--checkpoint", "moved.ckpt", "--out", "tiny.yaml/results")
+    assert "the work has begun" in one_line(capsys, "eval", "--checkpoint", "moved.ckpt")
+    assert not (here / "eval_2").exists(), "a failure leaves no empty folder"
 
 
 @pytest.mark.usefixtures("train_extra", "here")

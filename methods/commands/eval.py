@@ -18,8 +18,8 @@ from skelops.methods.evaluation import Evaluation, LinearProbe, evaluate, random
 from skelops.methods.report import (
     accuracy_table,
     evaluation_json,
-    new_folder,
     plot_confusion,
+    results_folder,
     write_summary,
 )
 
@@ -60,6 +60,12 @@ def write_results(folder: Path, rows: dict[str, Evaluation], data: SkeletonData,
     write_summary(folder / "summary.json", {**content, "data": clips, "results": results})
 
 
+def default_folder(checkpoint: str) -> Path:
+    """``eval`` in the folder of the run, beside the folder of its checkpoints; of a file elsewhere, beside the file."""
+    beside = Path(checkpoint).resolve().parent
+    return (beside.parent if beside.name == "checkpoints" else beside) / "eval"
+
+
 def main(arguments: Sequence[str]) -> None:
     """``skelops eval ARGUMENTS``."""
     quiet()
@@ -75,8 +81,8 @@ def main(arguments: Sequence[str]) -> None:
         encoder = load_encoder(checkpoint).to(options.device)
         settings = dict(checkpoint["datamodule_hyper_parameters"])
         data = SkeletonData(**{**settings, "folder": options.data or settings["folder"]})
-        rows = compare(encoder, data, options.probe, options.neighbours)
-        folder = new_folder(options.out or Path(options.checkpoint).parents[1] / "eval")
-    write_results(folder, rows, data, checkpoint=str(options.checkpoint), epoch=checkpoint["epoch"] + 1)
+        with results_folder(options.out or default_folder(options.checkpoint)) as folder:
+            rows = compare(encoder, data, options.probe, options.neighbours)
+            write_results(folder, rows, data, checkpoint=str(options.checkpoint), epoch=checkpoint["epoch"] + 1)
     Console().print(accuracy_table(f"{data.hparams['source']}, {len(data.split('test'))} test clips", rows))
     print(f"results: {folder}")
