@@ -20,9 +20,16 @@ class KNNMonitor(pl.Callback):
     Args:
         every: epochs between two measurements; 0 switches the monitor off. The last epoch is always measured.
         neighbours: k.
+
+    Raises:
+        ValueError: ``every`` is negative, or ``neighbours`` below 1.
     """
 
     def __init__(self, every: int = 5, neighbours: int = 20) -> None:
+        if every < 0:
+            raise ValueError(f"monitor.every: expected at least 0, got {every}")
+        if neighbours < 1:
+            raise ValueError(f"monitor.neighbours: expected at least 1, got {neighbours}")
         self.every, self.neighbours = every, neighbours
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

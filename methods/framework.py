@@ -32,10 +32,12 @@ class Framework(nn.Module, ABC):
     Attributes:
         encoder_q: the encoder to keep.
         progress: share of the training that is done, from 0 to 1, set before every step.
+        least_clips: the fewest clips that a step takes.
     """
 
     encoder_q: Encoder
     progress: float = 0.0
+    least_clips: int = 1
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

@@ -82,6 +82,9 @@ class SkeAttnCLR(MomentumContrast):
         ValueError: the encoder does not pool its last map, or ``salience`` is not from 0 to 1.
     """
 
+    #: `skelops.augment.skelemix` finds partners among no fewer.
+    least_clips = 3
+
     def __init__(
         self,
         encoder: Encoder,

@@ -52,6 +52,9 @@ class SkeleMixCLR(MomentumContrast):
         ValueError: the encoder does not pool its last map, or ``mixes`` is below 1.
     """
 
+    #: `skelops.augment.skelemix` finds partners among no fewer.
+    least_clips = 3
+
     def __init__(
         self,
         encoder: Encoder,

@@ -75,7 +75,7 @@ class STDCL(Supervised):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(encoder, num_classes, label_smoothing)
-        self.clips, self.weight, self.temperature = clips, weight, temperature
+        self.clips, self.frames, self.weight, self.temperature = clips, frames, weight, temperature
         self.mined = {
             "positives": positives,
             "hard_negatives": hard_negatives,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -38,7 +39,8 @@ class Training(pl.LightningModule):
     """Trains a framework on random views of every clip.
 
     Augmentation and mixing draw from a generator of their own on the device of the clips; its state and that of torch's
-    global generators are part of the checkpoint.
+    global generators are part of the checkpoint. On a device of another kind, whose generators have other states, a run
+    resumes with a warning and random numbers of its own.
 
     Args:
         framework: such as `skelops.methods.SkeleMixCLR` or `skelops.methods.Supervised`.
@@ -62,21 +64,24 @@ class Training(pl.LightningModule):
         self.generator: torch.Generator | None = None
         self._random_state: dict[str, Any] | None = None
 
-    def on_fit_start(self) -> None:
-        """One device: the queue and the batch statistics of the key encoder are not synchronised."""
-        if self.trainer.world_size > 1:
-            raise ValueError(f"trainer.devices: expected 1, got {self.trainer.world_size}")
-
     def on_train_start(self) -> None:
         """Seeds the generator of the augmentations, or puts all generators back to where the checkpoint had them."""
-        self.generator = torch.Generator(self.device)
-        if self._random_state is None:
-            self.generator.manual_seed(torch.initial_seed() % 2**63)
+        self.generator = torch.Generator(self.device).manual_seed(torch.initial_seed() % 2**63)
+        if (state := self._random_state) is None:
             return
-        self.generator.set_state(self._random_state["views"])
-        torch.set_rng_state(self._random_state["cpu"])
+        # Older checkpoints do not name the device.
+        stored = state.get("device", "cuda" if "cuda" in state else "cpu")
+        if stored != self.device.type:
+            warnings.warn(
+                f"the checkpoint comes from {stored}: on {self.device.type} the run does not continue bit for bit, and"
+                " its random generators start from seed_everything",
+                stacklevel=2,
+            )
+            return
+        self.generator.set_state(state["views"])
+        torch.set_rng_state(state["cpu"])
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(self._random_state["cuda"], self.device)
+            torch.cuda.set_rng_state(state["cuda"], self.device)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Losses on a batch."""
@@ -96,8 +101,9 @@ class Training(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer(parameter for parameter in self.framework.parameters() if parameter.requires_grad)
+        self.trainer.fit_loop.setup_data()  # counts the batches
+        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         steps = int(self.trainer.estimated_stepping_batches)
-        per_epoch = max(1, round(steps / max(1, self.trainer.max_epochs or 1)))
         decay = self.decay if isinstance(self.decay, str) else [epoch * per_epoch for epoch in self.decay]
         warmup = round(self.warmup * per_epoch)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps, warmup, decay))
@@ -107,7 +113,7 @@ class Training(pl.LightningModule):
         """Adds what builds the encoder again, and the states of the random generators."""
         encoder = self.framework.encoder_q
         checkpoint["encoder"] = {"name": type(encoder).__name__, "arguments": encoder.arguments}
-        state = {"cpu": torch.get_rng_state()}
+        state: dict[str, Any] = {"device": self.device.type, "cpu": torch.get_rng_state()}
         if self.generator is not None:
             state["views"] = self.generator.get_state()
         if self.device.type == "cuda":

@@ -125,6 +125,19 @@ def test_python_dash_m() -> None:
         (["--config", "tiny.yaml", "--data.options.split", "test"], "data.options: expected no split (training and"),
         (["--config", "tiny.yaml", "--data.options.frames", "9"], "data.options: expected no frames (set data.frames"),
         (["--config", "tiny.yaml", "--data.options.views", "[1,2]"], "data.options: expected no views (the training"),
+        (["--config", "tiny.yaml", "--data.batch_size", "2"], "data.batch_size: expected at least 3 for SkeleMixCLR"),
+        (["--config", "skeattn_clr/synthetic", "--data.batch_size", "2"], "at least 3 for SkeAttnCLR, got 2"),
+        (
+            ["--config", "std_cl/synthetic", "--data.frames", "32"],
+            "model.framework.init_args.frames: expected 8, those of the last map, got 4",
+        ),
+        (["--config", "tiny.yaml", "--trainer.max_epochs", "0"], "trainer.max_epochs: expected at least 1, got 0"),
+        (["--config", "tiny.yaml", "--trainer.max_epochs", "-1"], "trainer.max_epochs: expected at least 1, got -1"),
+        (["--config", "tiny.yaml", "--trainer.max_steps", "0"], "trainer.max_steps: expected at least 1"),
+        (["--config", "tiny.yaml", "--trainer.devices", "2"], "trainer.devices: expected 1, got 2"),
+        (["--config", "tiny.yaml", "--trainer.val_check_interval", "1.5"], "trainer: "),
+        (["--config", "tiny.yaml", "--monitor.neighbours", "0"], "monitor.neighbours: expected at least 1, got 0"),
+        (["--config", "tiny.yaml", "--monitor.every", "-1"], "monitor.every: expected at least 0, got -1"),
         (["--config", "tiny.yaml", "--model.views.shear", "-1"], "shear: expected at least 0"),
         (
             ["--config", "tiny.yaml", "--data.source", "nw_ucla", "--data.options", "{}"],
@@ -141,6 +154,17 @@ def test_python_dash_m() -> None:
 def test_mistakes_in_train(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert message in one_line(capsys, "train", *arguments)
     assert not Path("runs").exists()
+
+
+@pytest.mark.usefixtures("train_extra", "here")
+def test_a_mistake_that_a_step_finds_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*args: object) -> None:
+        raise ValueError("clips: expected\nothers")
+
+    monkeypatch.setattr("skelops.methods.training.Training.training_step", step)
+    assert "skelops train: clips: expected others" in one_line(capsys, "train", "--config", "tiny.yaml")
 
 
 @pytest.mark.usefixtures("train_extra")

@@ -17,7 +17,7 @@ pl = pytest.importorskip("lightning.pytorch", reason="needs the [train] extra")
 
 from skelops.methods.callbacks import KNNMonitor  # noqa: E402
 from skelops.methods.checkpoint import load_encoder, read_checkpoint  # noqa: E402
-from skelops.methods.commands.train import TrainCLI, build  # noqa: E402
+from skelops.methods.commands.train import TrainCLI, build, last_checkpoint  # noqa: E402
 from skelops.methods.data_module import ShuffledBatches  # noqa: E402
 from skelops.methods.training import lr_factor  # noqa: E402
 
@@ -230,6 +230,57 @@ def test_learning_rate_schedules() -> None:
     assert steps == pytest.approx([1.0] * 4 + [0.1] * 4 + [0.01] * 4)
     assert {lr_factor(step, 12, 0, []) for step in range(12)} == {1.0}
     assert math.isclose(lr_factor(50, 12, 2, "cosine"), 0, abs_tol=1e-12)
+
+
+@pytest.mark.parametrize(("limit", "accumulated"), [(-1, 1), (3, 1), (-1, 2)])
+def test_epochs_of_the_schedule_are_those_of_the_data(config: str, limit: int, accumulated: int) -> None:
+    """Two batches an epoch, whatever ends the run."""
+    keys = {"model.decay": "[2]", "trainer.max_steps": limit, "trainer.accumulate_grad_batches": accumulated}
+    cli = build(["--config", config, *(f"--{key}={value}" for key, value in keys.items())])
+    rates = []
+
+    class Record(pl.Callback):
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            rates.append(optimizer.param_groups[0]["lr"] / 0.01)
+
+    cli.trainer.callbacks.append(Record())
+    cli.fit()
+    every = {1: [1 / 3, 2 / 3, 1, 1, 0.1, 0.1, 0.1, 0.1], 2: [1 / 2, 1, 0.1, 0.1]}[accumulated]
+    assert rates == pytest.approx(every if limit == -1 else every[:limit])
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_run_resumes_on_another_kind_of_device(config: str, named: bool) -> None:
+    """States of its generators are of another size; older checkpoints tell the device by having one of CUDA."""
+    first = train(config, "--trainer.max_epochs", "2", stop_after=1)
+    path = first.folder / "checkpoints/last.ckpt"
+    content = torch.load(path, weights_only=True)
+    states = content["random_state"]
+    assert states["device"] == "cpu"
+    states["views"] = torch.zeros(16, dtype=torch.uint8)
+    if named:
+        states["device"] = "cuda"
+    else:
+        del states["device"]
+        states["cuda"] = torch.zeros(16, dtype=torch.uint8)
+    torch.save(content, path)
+    with pytest.warns(UserWarning, match="comes from cuda: on cpu the run does not continue bit for bit"):
+        second = train(config, "--trainer.max_epochs", "2", "--ckpt_path", "last")
+    assert [step for step, _ in losses(second.folder)] == [2, 3]
+
+
+def test_last_is_the_newest_numbered_version(config: str) -> None:
+    for _ in range(2):
+        newest = train(config, "--trainer.max_epochs", "1").folder
+    newest.rename(newest.with_name("version_best"))
+    (newest.with_name("version_best_10")).symlink_to("version_best")
+    assert last_checkpoint(newest.parent) == newest.with_name("version_0") / "checkpoints/last.ckpt"
+
+
+def test_without_a_logger_the_config_stays_with_the_run(config: str) -> None:
+    folder = train(config, "--trainer.max_epochs", "1", "--trainer.logger", "false").folder
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "checkpoints"}
+    assert {path.name for path in Path().iterdir()} == {"tiny.yaml", "runs"}
 
 
 def test_monitor_measures_every_so_many_epochs_and_last(config: str) -> None:

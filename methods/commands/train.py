@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import statistics
 import sys
 import warnings
@@ -16,11 +17,12 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from skelops.methods.callbacks import AccuracyMonitor, EpochLines, KNNMonitor
 from skelops.methods.checkpoint import check_weights, read_checkpoint
 from skelops.methods.commands.configs import resolved
 from skelops.methods.data_module import SkeletonData
-from skelops.methods.evaluation import extract_features
+from skelops.methods.evaluation import extract_features, in_batches
 from skelops.methods.report import claim_folder, write_summary
 from skelops.methods.std_cl import STDCL
 from skelops.methods.supervised import Supervised
@@ -52,10 +54,34 @@ def last_checkpoint(runs: Path) -> Path:
     Raises:
         ValueError: no version has one.
     """
-    versions = sorted(runs.glob("version_*/checkpoints/last.ckpt"), key=lambda p: int(p.parts[-3].split("_")[1]))
-    if not versions:
+    numbers = {}
+    for file in runs.glob("version_*/checkpoints/last.ckpt"):
+        # Whoever keeps a run under a name such as version_best means it to be left alone.
+        if match := re.fullmatch(r"version_(\d+)", file.parts[-3]):
+            numbers[int(match[1])] = file
+    if not numbers:
         raise ValueError(f"--ckpt_path last: expected a checkpoint in {runs}/version_*/checkpoints, found none")
-    return versions[-1]
+    return numbers[max(numbers)]
+
+
+def check_trainer(settings: dict[str, Any]) -> None:
+    """Sees on a trainer that writes nothing whether the settings of ``trainer`` fit together and ask for one device:
+    the queue and the batch statistics of the key encoder are not synchronised.
+
+    Raises:
+        ValueError: they do not.
+    """
+    epochs, steps = settings["max_epochs"], settings["max_steps"]
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"trainer.max_epochs: expected at least 1, got {epochs}")
+    if steps == 0:
+        raise ValueError("trainer.max_steps: expected at least 1, or -1 for no limit, got 0")
+    try:
+        trainer = pl.Trainer(**{**settings, "logger": False, "callbacks": None, "enable_checkpointing": False})
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer: {error}") from error
+    if trainer.world_size > 1:
+        raise ValueError(f"trainer.devices: expected 1, got {trainer.world_size}")
 
 
 class TrainCLI(LightningCLI):
@@ -83,6 +109,7 @@ class TrainCLI(LightningCLI):
         parser.add_lightning_class_args(KNNMonitor, "monitor")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        check_trainer(dict(self.config_init.trainer))
         runs = Path(self.config.runs) / self.config.name
         self.checkpoint: Path | None = None
         if self.config.ckpt_path is not None:
@@ -90,7 +117,7 @@ class TrainCLI(LightningCLI):
             self.checkpoint = last_checkpoint(runs) if last else Path(self.config.ckpt_path)
             content, epochs = read_checkpoint(self.checkpoint), self.config.trainer.max_epochs
             check_weights(self.model, content["state_dict"])
-            if epochs is not None and 0 <= epochs <= content["epoch"] + 1:
+            if epochs is not None and epochs <= content["epoch"] + 1:
                 raise ValueError(
                     f"trainer.max_epochs: expected more than the {content['epoch'] + 1} of the checkpoint, got {epochs}"
                 )
@@ -110,12 +137,21 @@ class TrainCLI(LightningCLI):
         logger = self.config_init.trainer.logger
         if logger is None or logger is True:
             logger = [CSVLogger(**where), TensorBoardLogger(**where)]
-        return super().instantiate_trainer(logger=logger, callbacks=callbacks, enable_progress_bar=bar, **kwargs)
+        # Where the config is kept without a logger.
+        root = self.config_init.trainer.default_root_dir or self.folder
+        return super().instantiate_trainer(
+            logger=logger, callbacks=callbacks, enable_progress_bar=bar, default_root_dir=root, **kwargs
+        )
 
     def _check_data(self) -> None:
         """Reads the data, and sees whether the model and its views fit them."""
         framework, test = self.model.framework, self.datamodule.split("test")
-        train = self.datamodule.train_dataloader().dataset
+        train, batch_size = self.datamodule.train_dataloader().dataset, self.datamodule.hparams["batch_size"]
+        if batch_size < framework.least_clips:
+            raise ValueError(
+                f"data.batch_size: expected at least {framework.least_clips} for {type(framework).__name__},"
+                f" got {batch_size}"
+            )
         if framework.encoder_q.layout.name != test.layout:
             raise ValueError(
                 f"model.framework: expected an encoder of layout {test.layout}, got {framework.encoder_q.layout.name}"
@@ -129,6 +165,13 @@ class TrainCLI(LightningCLI):
         view = self.model.views(train.clips[:1], torch.Generator(), train.lengths[:1])
         for clips in (view, test.clips[:1]):
             extract_features(framework.encoder_q, clips)
+        if isinstance(framework, STDCL):
+            frames = in_batches(framework.encoder_q, framework.encoder_q.feature_map, view).shape[2]
+            if framework.frames != frames:
+                raise ValueError(
+                    f"model.framework.init_args.frames: expected {frames}, those of the last map, got"
+                    f" {framework.frames}"
+                )
 
     def accuracy(self) -> dict[str, Any] | None:
         """After `fit`, of a classifier on the test split: last and best epoch, and the median seconds of an epoch."""
@@ -140,9 +183,14 @@ class TrainCLI(LightningCLI):
         return {"epochs": self.trainer.current_epoch, **last, **best, "seconds_per_epoch": seconds}
 
     def fit(self) -> Path:
-        """Trains; returns the last checkpoint."""
+        """Trains; returns the last checkpoint.
+
+        Raises:
+            CommandError: the configuration asks for what a step cannot do; one line.
+        """
         try:
-            self.trainer.fit(self.model, self.datamodule, ckpt_path=self.checkpoint)
+            with user_errors():
+                self.trainer.fit(self.model, self.datamodule, ckpt_path=self.checkpoint)
         except SystemExit as stop:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from stop
         return self.folder / "checkpoints" / "last.ckpt"
