@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +12,12 @@ import torch
 from conftest import assert_no_worse, captured
 from skelops.methods import encoders
 from skelops.methods.encoders import Encoder
+from skelops.methods.evaluation import random_twin
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import eager
+from skelops.graphs import get_layout
 
 #: Arguments that make each encoder small, for clips of 13 frames where it takes any.
 SMALL: dict[str, dict[str, Any]] = {
@@ -27,6 +31,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 PER_CLIP = ("AGCN", "CTRGCN", "Hyperformer", "SCDEncoder")
 JOINTS = {"ntu": 25, "nw_ucla": 20}
+NTU = get_layout("ntu")
 every_encoder = pytest.mark.parametrize("name", SMALL)
 
 
@@ -259,3 +264,47 @@ def test_a_step_is_one_cuda_graph(name: str) -> None:
         assert (ours.grad is None) == (theirs.grad is None), key
         if ours.grad is not None:
             torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "message"),
+    [
+        ("STGCN", {"width": 0}, "width: expected a positive integer, got 0"),
+        ("STGCN", {"feature_dim": 2.5}, "feature_dim: expected a positive integer, got 2.5"),
+        ("STGCN", {"dropout": 1.5}, "dropout: expected 0 to 1, got 1.5"),
+        ("AGCN", {"width": 2}, "width: expected a multiple of 4, got 2"),
+        ("AGCN", {"bodies": 0}, "bodies: expected a positive integer, got 0"),
+        ("CTRGCN", {"width": 4}, "width: expected a multiple of 8, got 4"),
+        ("CTRGCN", {"width": 0}, "width: expected a positive integer, got 0"),
+        ("DSTA", {"width": 7}, "width: expected a multiple of 2, got 7"),
+        ("DSTA", {"width": 2}, "width: expected at least 4, got 2"),
+        ("DSTA", {"heads": 0}, "heads: expected a positive integer, got 0"),
+        ("HCN", {"width": 1}, "width: expected a multiple of 2, got 1"),
+        ("HCN", {"in_channels": 0}, "in_channels: expected a positive integer, got 0"),
+        ("Hyperformer", {"heads": 0}, "heads: expected a positive integer, got 0"),
+        ("SCDEncoder", {"width": 4}, "width: expected a multiple of 8, got 4"),
+        ("SCDEncoder", {"hidden_dim": 100, "heads": 8}, "heads: expected a divisor of hidden_dim=100, got 8"),
+    ],
+)
+def test_sizes_out_of_range_are_refused(name: str, sizes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        getattr(encoders, name)(**{**SMALL[name], **sizes})
+
+
+@pytest.mark.parametrize("name", ["AGCN", "CTRGCN", "DSTA", "HCN", "SCDEncoder"])
+def test_the_least_width_runs(name: str) -> None:
+    least = {"width": 4 if name == "DSTA" else getattr(encoders, name).multiples["width"]}
+    encoder = getattr(encoders, name)(**{**SMALL[name], **least})
+    assert encoder.features(clips_of(encoder, 2)).shape == (4, encoder.feature_dim)
+
+
+def test_an_encoder_of_a_layout_of_ones_own_has_a_twin(tmp_path: Path) -> None:
+    """Whatever the name of the layout: the tree is what counts, from a checkpoint, too."""
+    for mine in (replace(NTU, name="mine"), replace(NTU, edges=((0, 20), *NTU.edges[1:]))):
+        encoder = encoders.STGCN(mine, **SMALL["STGCN"])
+        torch.save(encoder.arguments, tmp_path / "arguments")
+        encoder.arguments = torch.load(tmp_path / "arguments", weights_only=True)
+        twin = random_twin(encoder)
+        assert twin.layout == mine
+        assert torch.equal(twin.A, encoder.A)
+    assert not torch.equal(encoder.A, encoders.STGCN("ntu", **SMALL["STGCN"]).A)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -35,6 +37,16 @@ def test_parts_partition_the_joints(layout):
         assert name == "trunk" or len(sides) <= 1
     flipped = {tuple(sorted(layout.flip[joint] for joint in part)) for part in layout.parts}
     assert flipped == {tuple(sorted(part)) for part in layout.parts}
+
+
+@every_layout
+def test_a_stored_layout_is_found_again(layout):
+    assert layout.stored() == layout.name
+    mine = replace(layout, edges=layout.edges[1:])
+    for changed in (mine, replace(mine, name="mine")):
+        assert isinstance(changed.stored(), dict)
+        assert get_layout(changed.stored()) == changed
+        assert hash(get_layout(changed.stored())) == hash(changed)
 
 
 @every_layout

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from skelops.methods.encoders.unit import Unit, UnitEncoder, residual, ten_blocks, unit_tcn
 
 from skelops.graphs import Layout, adjacency
@@ -23,8 +25,10 @@ class AGCN(UnitEncoder):
         strategy: adjacency strategy of `skelops.graphs.adjacency`.
 
     Raises:
-        ValueError: unknown layout or strategy, or clips of another shape.
+        ValueError: unknown layout or strategy, a size is out of range, or clips of another shape.
     """
+
+    multiples: ClassVar = {"width": 4}
 
     def __init__(
         self,

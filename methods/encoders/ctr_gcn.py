@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from skelops.methods.encoders.unit import Unit, UnitEncoder, residual, ten_blocks
 from torch import Tensor
 
@@ -33,8 +35,10 @@ class CTRGCN(UnitEncoder):
         strategy: adjacency strategy of `skelops.graphs.adjacency` from which topologies start.
 
     Raises:
-        ValueError: unknown layout or strategy, or clips of another shape.
+        ValueError: unknown layout or strategy, a size is out of range, or clips of another shape.
     """
+
+    multiples: ClassVar = {"width": 8}
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import ClassVar
 
 from skelops.methods.encoders.encoder import Encoder
 from torch import Tensor, nn
@@ -23,15 +24,19 @@ class DSTA(Encoder):
     Args:
         layout: joint layout, fixes V.
         in_channels: C, coordinates per joint.
-        width: w, even.
+        width: w, even and at least 4.
         heads: S, subsets of the attention.
 
     Raises:
-        ValueError: unknown layout, or clips of another shape.
+        ValueError: unknown layout, a size is out of range, or clips of another shape.
     """
+
+    multiples: ClassVar = {"width": 2}
 
     def __init__(self, layout: str | Layout = "ntu", in_channels: int = 3, width: int = 64, heads: int = 4) -> None:
         super().__init__(layout, in_channels, 4 * width, width=width, heads=heads)
+        if width < 4:
+            raise ValueError(f"width: expected at least 4, got {width}")
         joints = self.layout.num_joints
         self.input_map = ConvNorm(in_channels, width)
         widths = [width, width, width, 2 * width, 2 * width, *[4 * width] * 4]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import skelops
+from skelops._checks import positive_integer
 from skelops.graphs import Layout, get_layout
 from skelops.ops.squeeze_pool import SqueezePool
 
@@ -39,10 +40,14 @@ class Encoder(nn.Module, ABC):
         layout: joint layout, fixes V.
         in_channels: C, coordinates per joint.
         feature_dim: channels of the pooled feature.
-        arguments: what builds the same encoder again, beside the layout and the coordinates.
+        arguments: what builds the same encoder again, beside the layout and the coordinates; all but ``strategy`` and
+            ``dropout`` are sizes.
+
+    Raises:
+        ValueError: a size is no positive integer or no multiple of what `multiples` says, ``dropout`` no probability.
 
     Attributes:
-        arguments: all of it: ``type(encoder)(**encoder.arguments)`` is a twin without the weights.
+        arguments: all of it, in plain types: ``type(encoder)(**encoder.arguments)`` is a twin without the weights.
         fc: the projector or classifier of a framework; `forward` applies it, `features` does not.
         checkpointing: whether blocks keep their inputs alone and run their forward pass again in the backward pass.
     """
@@ -51,12 +56,22 @@ class Encoder(nn.Module, ABC):
     temporal_stride = 4
     #: Whether the features are the pooled last map.
     pools_its_map = True
+    #: Numbers that arguments have to be multiples of.
+    multiples: ClassVar[dict[str, int]] = {}
 
     def __init__(self, layout: str | Layout, in_channels: int, feature_dim: int, /, **arguments: Any) -> None:
         super().__init__()
+        for name, value in {"in_channels": in_channels, **arguments}.items():
+            if name == "dropout":
+                if not 0 <= value <= 1:
+                    raise ValueError(f"dropout: expected 0 to 1, got {value}")
+            elif name != "strategy":
+                positive_integer(name, value)
+                if value % self.multiples.get(name, 1):
+                    raise ValueError(f"{name}: expected a multiple of {self.multiples[name]}, got {value}")
         self.layout = get_layout(layout)
         self.in_channels, self.feature_dim = in_channels, feature_dim
-        self.arguments = {"layout": self.layout.name, "in_channels": in_channels, **arguments}
+        self.arguments = {"layout": self.layout.stored(), "in_channels": in_channels, **arguments}
         self.checkpointing = False
         self.fc: nn.Module = nn.Identity()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from skelops.methods.encoders.encoder import Encoder
 from torch import Tensor, nn
@@ -26,16 +28,17 @@ class HCN(Encoder):
         layout: joint layout, fixes V.
         in_channels: C, coordinates per joint.
         frames: T, which fixes the size of the linear layer; at least 16.
-        width: w.
+        width: w, even.
         feature_dim: outputs of the linear layer.
         dropout: of whole channels after convolutions 4 to 6, and of features.
 
     Raises:
-        ValueError: unknown layout, fewer than 16 frames, or clips of another shape.
+        ValueError: unknown layout, fewer than 16 frames, another size out of range, or clips of another shape.
     """
 
     temporal_stride = 1
     pools_its_map = False
+    multiples: ClassVar = {"width": 2}
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ class Hyperformer(UnitEncoder):
         head_dim: channels of a head; heads * head_dim is a multiple of 12.
 
     Raises:
-        ValueError: unknown layout, or clips of another shape.
+        ValueError: unknown layout, a size is out of range, or clips of another shape.
     """
 
     def __init__(

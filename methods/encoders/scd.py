@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from skelops.methods.encoders.ctr_gcn import ctr_unit
 from skelops.methods.encoders.encoder import Encoder
@@ -85,15 +87,16 @@ class SCDEncoder(Encoder):
         frames: T, which fixes the size of the embedding of joints.
         width: w, a multiple of 8.
         hidden_dim: width of the transformers.
-        heads: of the transformers.
+        heads: of the transformers, a divisor of their width.
         dropout: of the transformers.
 
     Raises:
-        ValueError: unknown layout, or clips of another shape.
+        ValueError: unknown layout, a size is out of range, or clips of another shape.
     """
 
     temporal_stride = 1
     pools_its_map = False
+    multiples: ClassVar = {"width": 8}
 
     def __init__(
         self,
@@ -117,6 +120,8 @@ class SCDEncoder(Encoder):
             heads=heads,
             dropout=dropout,
         )
+        if hidden_dim % heads:
+            raise ValueError(f"heads: expected a divisor of hidden_dim={hidden_dim}, got {heads}")
         self.frames = frames
         graph = adjacency(self.layout, "agcn")
         self.gcn_t = Trunk(bodies, in_channels, width, graph)

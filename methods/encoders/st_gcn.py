@@ -27,7 +27,7 @@ class STGCN(Encoder):
         strategy: adjacency strategy of `skelops.graphs.adjacency`; "agcn" in SkeleMixCLR and SkeAttnCLR.
 
     Raises:
-        ValueError: unknown layout or strategy, or clips of another shape.
+        ValueError: unknown layout or strategy, a size is out of range, or clips of another shape.
     """
 
     A: Tensor

@@ -69,6 +69,9 @@ class UnitEncoder(Encoder):
         feature_dim: output channels of the last unit.
         bodies: M.
         arguments: further ones of the encoder, see `Encoder`.
+
+    Raises:
+        ValueError: as `Encoder`.
     """
 
     def __init__(

@@ -1,6 +1,8 @@
 """Joint layouts: which joints a skeleton has and how they hang together."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +43,11 @@ class Layout:
         """Parent of every joint; the center is its own parent."""
         parent_of = dict(self.edges)
         return tuple(parent_of.get(joint, joint) for joint in range(self.num_joints))
+
+    def stored(self) -> str | dict[str, Any]:
+        """What `get_layout` finds the same layout by, in plain types: its name where it is one of `LAYOUTS`, else its
+        fields."""
+        return self.name if LAYOUTS.get(self.name) == self else asdict(self)
 
 
 # Kinect v2, the 24 edges of the 2s-AGCN graph: the hand tips hang on the thumbs (22-23-8, 24-25-12, 1-based).
@@ -129,15 +136,18 @@ _OPENPOSE = Layout(
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (_NTU, _NW_UCLA, _COCO, _OPENPOSE)}
 
 
-def get_layout(layout: str | Layout) -> Layout:
-    """Return the layout of that name (one of `LAYOUTS`; "-" and "_" are the same), or `layout` itself.
+def get_layout(layout: str | Layout | Mapping[str, Any]) -> Layout:
+    """Return the layout of that name (one of `LAYOUTS`; "-" and "_" are the same), `layout` itself, or that of the
+    fields that `Layout.stored` gives.
 
     Raises:
         ValueError: unknown name; the message lists the known ones.
-        TypeError: neither a name nor a `Layout`.
+        TypeError: neither a name nor a `Layout` nor its fields.
     """
     if isinstance(layout, Layout):
         return layout
+    if isinstance(layout, Mapping):
+        return Layout(**layout)
     if not isinstance(layout, str):
         raise TypeError(f"layout: expected a name or a Layout, got {type(layout).__name__}")
     found = LAYOUTS.get(layout.lower().replace("-", "_"))
