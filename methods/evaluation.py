@@ -11,6 +11,7 @@ from skelops.methods.encoders import Encoder
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from skelops._checks import one_of, positive, positive_integer
 from skelops.data import SkeletonDataset
 
 
@@ -42,8 +43,10 @@ def knn_predict(
         test: features (N, D).
 
     Raises:
-        ValueError: some k is not between 1 and P.
+        ValueError: there is no k, or some k is not between 1 and P.
     """
+    if not neighbours:
+        raise ValueError("neighbours: expected at least one k, got none")
     if not all(1 <= k <= len(train) for k in neighbours):
         raise ValueError(f"neighbours: expected 1 to {len(train)} (the training clips), got {list(neighbours)}")
     train, predictions = normalize(train, dim=1), {k: [labels[:0]] for k in neighbours}
@@ -69,6 +72,9 @@ class LinearProbe:
         lr: of "sgd".
         epochs: of "sgd".
         milestones: of "sgd": epochs after which the learning rate is multiplied by 0.1.
+
+    Raises:
+        ValueError: an argument is out of range: without a step the layer would predict the first class everywhere.
     """
 
     solver: Literal["lbfgs", "sgd"] = "lbfgs"
@@ -77,6 +83,14 @@ class LinearProbe:
     lr: float = 3.0
     epochs: int = 150
     milestones: tuple[int, ...] = (80,)
+
+    def __post_init__(self) -> None:
+        one_of("solver", self.solver, ("lbfgs", "sgd"))
+        if not 0 <= self.l2 < float("inf"):
+            raise ValueError(f"l2: expected a finite number of at least 0, got {self.l2}")
+        positive("lr", self.lr)
+        positive_integer("iterations", self.iterations)
+        positive_integer("epochs", self.epochs)
 
     def fit_predict(self, train: Tensor, labels: Tensor, test: Tensor, num_classes: int) -> Tensor:
         """Predictions (N,) for test features (N, D) after training on features (P, D) with labels (P,)."""
@@ -140,8 +154,8 @@ def evaluate(
     """Linear probe and k nearest neighbours of a frozen encoder; its features are computed once.
 
     Raises:
-        ValueError: the layout of the clips is not that of the encoder, some k exceeds the training clips, or features
-            are not finite.
+        ValueError: the layout of the clips is not that of the encoder, there is no k or one exceeds the training clips,
+            or features are not finite.
     """
     if train.layout != encoder.layout.name:
         raise ValueError(f"data: expected layout {encoder.layout.name} as the encoder, got {train.layout}")
@@ -150,8 +164,8 @@ def evaluate(
         raise ValueError("encoder: expected finite features, got NaN or infinite ones, as if training diverged")
     labels = [split.labels.to(features[0].device) for split in (train, test)]
     classes = train.num_classes
-    predicted = probe.fit_predict(features[0], labels[0], features[1], classes)
     votes = knn_predict(features[0], labels[0], features[1], classes, neighbours)
+    predicted = probe.fit_predict(features[0], labels[0], features[1], classes)
     confusion = torch.bincount(labels[1] * classes + predicted, minlength=classes**2).view(classes, classes)
     return Evaluation(
         linear=_accuracy(predicted, labels[1]),

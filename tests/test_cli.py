@@ -183,6 +183,9 @@ def test_bad_checkpoints_are_refused(here: Path, capsys: pytest.CaptureFixture[s
     assert "text.ckpt" in one_line(capsys, "eval", "--checkpoint", "text.ckpt")
     (here / "empty.ckpt").touch()
     assert "empty.ckpt" in one_line(capsys, "eval", "--checkpoint", "empty.ckpt")
+    for content in (b"h", b"jjj", b"\x80\x02."):  # what pickles stumble over in ways of their own
+        (here / "odd.ckpt").write_bytes(content)
+        assert "odd.ckpt cannot be read" in one_line(capsys, "eval", "--checkpoint", "odd.ckpt")
     torch.save({"state_dict": {}}, here / "other.ckpt")
     assert "other.ckpt was not written by skelops train" in one_line(capsys, "eval", "--checkpoint", "other.ckpt")
 
@@ -211,6 +214,9 @@ def test_train_then_eval(here: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "neighbours: expected 1 to 30" in one_line(
         capsys, "eval", "--checkpoint", str(checkpoint), "--neighbours", "[31]"
     )
+    assert "neighbours: expected at least one k" in one_line(
+        capsys, "eval", "--checkpoint", str(checkpoint), "--neighbours", "[]"
+    )
     assert "more than the 1 of the checkpoint" in one_line(
         capsys, "train", "--config", "tiny.yaml", "--ckpt_path", "last"
     )
@@ -219,7 +225,12 @@ def test_train_then_eval(here: Path, capsys: pytest.CaptureFixture[str]) -> None
     cut = torch.load(checkpoint, weights_only=True)
     del cut["state_dict"]["framework.encoder_q.edge_importance.3"]
     torch.save(cut, here / "cut.ckpt")
-    assert "edge_importance.3" in one_line(capsys, "eval", "--checkpoint", "cut.ckpt")
+    line = one_line(capsys, "eval", "--checkpoint", "cut.ckpt")
+    assert "the weights of cut.ckpt do not fit" in line
+    assert "edge_importance.3" in line
+    for key, value in (("name", "GCN"), ("arguments", {"width": 0}), ("arguments", {"depth": 3})):
+        torch.save({**cut, "encoder": {**cut["encoder"], key: value}}, here / "other.ckpt")
+        assert "checkpoint: other.ckpt: " in one_line(capsys, "eval", "--checkpoint", "other.ckpt")
 
 
 @pytest.mark.usefixtures("train_extra")

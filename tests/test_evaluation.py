@@ -68,6 +68,28 @@ def test_knn_refuses_more_neighbours_than_clips(k: int) -> None:
         knn_predict(train, labels, train, 4, [k])
 
 
+def test_knn_needs_a_k() -> None:
+    train, labels = clusters(5)
+    with pytest.raises(ValueError, match="^neighbours: expected at least one k, got none"):
+        knn_predict(train, labels, train, 4, [])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"solver": "SGD"},
+        {"iterations": 0},
+        {"solver": "sgd", "epochs": 0},
+        {"solver": "sgd", "lr": 0.0},
+        {"l2": -1.0},
+        {"l2": math.nan},
+    ],
+)
+def test_a_probe_that_would_not_fit_is_refused(arguments: dict) -> None:
+    with pytest.raises(ValueError, match=f"^{list(arguments)[-1]}: expected"):
+        LinearProbe(**arguments)
+
+
 @pytest.mark.parametrize("probe", [LinearProbe(), LinearProbe("sgd", lr=0.5, epochs=30, milestones=(20,))])
 def test_probe_separates_clusters_and_is_reproducible(probe: LinearProbe) -> None:
     (train, labels), (test, truth) = clusters(40), clusters(20)

@@ -116,7 +116,7 @@ class TrainCLI(LightningCLI):
             last = self.config.ckpt_path == "last"
             self.checkpoint = last_checkpoint(runs) if last else Path(self.config.ckpt_path)
             content, epochs = read_checkpoint(self.checkpoint), self.config.trainer.max_epochs
-            check_weights(self.model, content["state_dict"])
+            check_weights(self.model, content["state_dict"], content["file"])
             if epochs is not None and epochs <= content["epoch"] + 1:
                 raise ValueError(
                     f"trainer.max_epochs: expected more than the {content['epoch'] + 1} of the checkpoint, got {epochs}"
