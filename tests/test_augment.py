@@ -81,6 +81,8 @@ def test_a_generator_fixes_the_mix() -> None:
         ({"parts": (0, 2)}, "parts"),
         ({"parts": (3, 2)}, "parts"),
         ({"share": (0.5, 1.0)}, "share"),
+        ({"stride": 0}, "stride"),
+        ({"stride": 2.5}, "stride"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict, message: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Generator
@@ -98,15 +100,50 @@ def test_views_repeat_and_take_each_step_half_the_time() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"frames": 0}, "frames: expected at least 1, got 0"),
+        ({"frames": 0}, "frames: expected a positive integer, got 0"),
         ({"probability": 2}, "probability: expected 0 to 1, got 2"),
         ({"joints": 25}, "joints: expected 0 to 24, got 25"),
         ({"segments": 16}, "segments: expected 0 to 15, got 16"),
+        ({"degrees": -1}, "degrees: expected at least 0, got -1"),
+        ({"shear": -1}, "shear: expected at least 0, got -1"),
     ],
 )
 def test_bad_arguments(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MaskedViews(**change)
+
+
+CLIPS = torch.ones(2, 3, 20, 25, 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: structural_mask(CLIPS, "ntu", masked=30), "masked: expected 0 to 24, got 30"),
+        (lambda: structural_mask(CLIPS, "ntu", masked=-1), "masked: expected 0 to 24, got -1"),
+        (lambda: structural_mask(CLIPS, "ntu", seeds=0), "seeds: expected a positive integer, got 0"),
+        (lambda: structural_mask(CLIPS, "nw_ucla"), "clips: expected 20 joints as layout nw_ucla has, got 25"),
+        (lambda: flip(CLIPS, "nw_ucla"), "clips: expected 20 joints as layout nw_ucla has, got 25"),
+        (lambda: flip(CLIPS[0], "ntu"), "clips: expected shape .* got .3, 20, 25, 1."),
+        (lambda: temporal_mask(CLIPS, segments=0), "segments: expected a positive integer, got 0"),
+        (lambda: temporal_mask(CLIPS, segments=4, masked=4), "masked: expected 0 to 3, got 4"),
+        (lambda: temporal_mask(CLIPS, masked=2.5), "masked: expected 0 to 15, got 2.5"),
+        (lambda: random_main_rotation(CLIPS, degrees=-1), "degrees: expected at least 0, got -1"),
+        (lambda: random_main_rotation(CLIPS, others=-1), "others: expected at least 0, got -1"),
+        (lambda: random_crop_resize(CLIPS, torch.tensor([9, 9]), 0), "frames: expected a positive integer, got 0"),
+        (lambda: random_crop_resize(CLIPS, torch.tensor([9, 9]), 4, ratio=(0.5, 2)), "ratio: expected 0 <= least"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call()
+
+
+def test_segments_past_the_end_hide_nothing() -> None:
+    """20 frames in segments of 2: 10 of the 16 have frames."""
+    hidden = (temporal_mask(torch.ones(2000, 3, 20, 25, 1), generator()) == 0).all(dim=(1, 3, 4))
+    assert torch.equal(hidden, hidden[:, ::2].repeat_interleave(2, 1))
+    assert hidden.sum(1).max() == 12 and 7 < hidden.sum(1).double().mean() < 8
 
 
 def test_clips_have_the_joints_of_the_layout() -> None:

@@ -8,9 +8,13 @@ from functools import cache
 import torch
 from torch import Generator, Tensor
 
+from .._checks import positive_integer
 from ..data.transforms import random_shear, resize
 from ..graphs import Layout, adjacency, get_layout
-from .views import Views, rotate
+from .views import Views, rotate, uniform
+
+#: Segments of a clip that `temporal_mask` tells apart, as released.
+SEGMENTS = 16
 
 
 @cache
@@ -26,8 +30,22 @@ def _two_steps(layout: Layout, device: torch.device) -> Tensor:
     return (near @ near).to(device)
 
 
-def _uniform(clips: Tensor, generator: Generator | None, *sizes: int) -> Tensor:
-    return torch.rand(len(clips), *sizes, generator=generator, device=clips.device, dtype=clips.dtype)
+def _up_to(name: str, value: int, most: int) -> None:
+    """Refuses what is no integer from 0 to ``most``."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise ValueError(f"{name}: expected 0 to {most}, got {value!r}")
+
+
+def _fitting(layout: str | Layout, clips: Tensor) -> Layout:
+    """The layout, whose joints are those of clips (N, C, T, V, M)."""
+    layout = get_layout(layout)
+    if clips.dim() != 5:
+        raise ValueError(f"clips: expected shape (N, C, T, {layout.num_joints}, M), got {tuple(clips.shape)}")
+    if clips.shape[3] != layout.num_joints:
+        raise ValueError(
+            f"clips: expected {layout.num_joints} joints as layout {layout.name} has, got {clips.shape[3]}"
+        )
+    return layout
 
 
 def random_crop_resize(
@@ -42,10 +60,17 @@ def random_crop_resize(
 
     Args:
         clips: (N, C, T, V, M). lengths: (N,) integers from 1 to T.
+
+    Raises:
+        ValueError: ``frames`` is no positive integer, ``lengths`` does not fit the clips, or ``ratio`` is no range of
+            shares.
     """
-    share = ratio[0] + (ratio[1] - ratio[0]) * _uniform(clips, generator)
+    positive_integer("frames", frames)
+    if not 0 <= ratio[0] <= ratio[1] <= 1:
+        raise ValueError(f"ratio: expected 0 <= least <= largest <= 1, got {ratio}")
+    share = ratio[0] + (ratio[1] - ratio[0]) * uniform(clips, generator)
     length = (lengths * share).long().clamp(min=frames).minimum(lengths)
-    start = (_uniform(clips, generator).double() * (lengths - length + 1)).long()
+    start = (uniform(clips, generator).double() * (lengths - length + 1)).long()
     return resize(clips, length, frames, start)
 
 
@@ -53,18 +78,29 @@ def random_main_rotation(
     clips: Tensor, generator: Generator | None = None, degrees: float = 30.0, others: float = 1.0
 ) -> Tensor:
     """Rotate every clip (N, 3, T, V, M) about all three axes: about one of them, drawn at random, by an angle from
-    U(0, degrees), about the other two from U(0, others)."""
+    U(0, degrees), about the other two from U(0, others).
+
+    Raises:
+        ValueError: the channels are not x, y, z, or an angle is negative.
+    """
+    for name, value in (("degrees", degrees), ("others", others)):
+        if not value >= 0:
+            raise ValueError(f"{name}: expected at least 0, got {value}")
     main = torch.randint(3, (len(clips), 1), generator=generator, device=clips.device)
     most = torch.where(torch.arange(3, device=clips.device) == main, degrees, others)
-    angle = torch.deg2rad(_uniform(clips, generator, 3) * most.to(clips.dtype))
+    angle = torch.deg2rad(uniform(clips, generator, 3) * most.to(clips.dtype))
     for axis, turn in zip("xyz", angle.unbind(1), strict=True):
         clips = rotate(clips, turn, axis)
     return clips
 
 
 def flip(clips: Tensor, layout: str | Layout) -> Tensor:
-    """Left and right joints change places; coordinates stay (released)."""
-    return clips[:, :, :, _mirrored(get_layout(layout), clips.device)]
+    """Left and right joints change places; coordinates stay (released).
+
+    Raises:
+        ValueError: the clips have other joints than the layout.
+    """
+    return clips[:, :, :, _mirrored(_fitting(layout, clips), clips.device)]
 
 
 def structural_mask(
@@ -73,9 +109,15 @@ def structural_mask(
     """Zero ``masked`` joints of every clip in all frames and bodies: those that are most often reached by two steps
     along bones (or none) from ``seeds`` joints drawn with replacement; of equal ones the higher number.
 
+    Raises:
+        ValueError: the clips have other joints than the layout, ``seeds`` is no positive integer, or ``masked`` would
+            leave no joint.
+
     Source: Wu et al., SCD-Net, structurally guided spatial masking (section 3.3).
     """
-    layout = get_layout(layout)
+    layout = _fitting(layout, clips)
+    positive_integer("seeds", seeds)
+    _up_to("masked", masked, layout.num_joints - 1)
     chosen = torch.randint(layout.num_joints, (len(clips), seeds), generator=generator, device=clips.device)
     reached = _two_steps(layout, clips.device)[chosen].sum(1)
     order = reached.argsort(dim=1, stable=True)
@@ -83,12 +125,22 @@ def structural_mask(
     return clips.masked_fill(hidden[:, None, None, :, None], 0)
 
 
-def temporal_mask(clips: Tensor, generator: Generator | None = None, segments: int = 16, masked: int = 6) -> Tensor:
-    """Cut every clip into ``segments`` of equal length, the last ones shorter, and zero ``masked`` of them at random.
+def temporal_mask(
+    clips: Tensor, generator: Generator | None = None, segments: int = SEGMENTS, masked: int = 6
+) -> Tensor:
+    """Cut every clip into segments of ceil(T / segments) frames, and zero ``masked`` of ``segments`` at random.
+
+    Where T is no multiple of ``segments``, the last ones have fewer frames or none: 20 frames fill 10 of 16 segments
+    with 2 each, so that of 6 that are drawn fewer may show.
+
+    Raises:
+        ValueError: ``segments`` is no positive integer, or ``masked`` would leave none.
 
     Source: Wu et al., SCD-Net, random temporal masking (section 3.3).
     """
-    hidden = _uniform(clips, generator, segments).argsort(1).argsort(1) < masked
+    positive_integer("segments", segments)
+    _up_to("masked", masked, segments - 1)
+    hidden = uniform(clips, generator, segments).argsort(1).argsort(1) < masked
     frames = clips.shape[2]
     of_frame = torch.arange(frames, device=clips.device) // -(-frames // segments)
     return clips.masked_fill(hidden[:, of_frame][:, None, :, None, None], 0)
@@ -118,15 +170,14 @@ class MaskedViews(Views):
     segments: int = 6
 
     def __post_init__(self) -> None:
-        joints = get_layout(self.layout).num_joints
-        if self.frames < 1:
-            raise ValueError(f"frames: expected at least 1, got {self.frames}")
+        positive_integer("frames", self.frames)
+        for name in ("degrees", "shear"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
         if not 0 <= self.probability <= 1:
             raise ValueError(f"probability: expected 0 to 1, got {self.probability}")
-        if not 0 <= self.joints < joints:
-            raise ValueError(f"joints: expected 0 to {joints - 1}, got {self.joints}")
-        if not 0 <= self.segments < 16:
-            raise ValueError(f"segments: expected 0 to 15, got {self.segments}")
+        _up_to("joints", self.joints, get_layout(self.layout).num_joints - 1)
+        _up_to("segments", self.segments, SEGMENTS - 1)
 
     def __call__(self, clips: Tensor, generator: Generator | None = None, lengths: Tensor | None = None) -> Tensor:
         """One view of every clip (N, 3, T, V, M), (N, 3, frames, V, M); the generator is of the clips' device.
@@ -137,8 +188,7 @@ class MaskedViews(Views):
         Raises:
             ValueError: the clips have other joints than the layout.
         """
-        if clips.shape[3] != (joints := get_layout(self.layout).num_joints):
-            raise ValueError(f"clips: expected {joints} joints as layout {self.layout} has, got {clips.shape[3]}")
+        _fitting(self.layout, clips)
         if lengths is None:
             lengths = torch.full((len(clips),), clips.shape[2], device=clips.device)
         view = random_crop_resize(clips, lengths, self.frames, generator)
@@ -149,6 +199,6 @@ class MaskedViews(Views):
             lambda x: structural_mask(x, self.layout, generator, masked=self.joints),
             lambda x: temporal_mask(x, generator, masked=self.segments),
         ):
-            taken = _uniform(view, generator) < self.probability
+            taken = uniform(view, generator) < self.probability
             view = torch.where(taken[:, None, None, None, None], changed(view), view)
         return view

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from .._checks import positive_integer
 from ..graphs import Layout, get_layout
 
 
@@ -52,7 +53,8 @@ def skelemix(
         stride: frames per block, the encoder's temporal stride. The last block is shorter where T is no multiple of it.
 
     Raises:
-        ValueError: clips have another shape, or a range is empty or out of bounds; names the argument.
+        ValueError: clips have another shape, a range is empty or out of bounds, or ``stride`` is no positive integer;
+            names the argument.
 
     Source: Chen et al., SkeleMixCLR (arXiv 2207.03065), released ``ske_swap``.
     """
@@ -63,6 +65,7 @@ def skelemix(
         raise ValueError(f"parts: expected 1 <= least <= most < {len(layout.parts)}, got {parts}")
     if not 0 < share[0] <= share[1] < 1:
         raise ValueError(f"share: expected 0 < least <= largest < 1, got {share}")
+    positive_integer("stride", stride)
     clip_count, frames, device = clips.shape[0], clips.shape[2], clips.device
     blocks = -(-frames // stride)
     least, most = (max(1, round(bound * blocks)) for bound in share)

@@ -20,10 +20,14 @@ def _check(clips: Tensor) -> None:
         raise ValueError(f"clips: expected shape (N, 3, T, V, M), got {tuple(clips.shape)}")
 
 
-def _uniform(clips: Tensor, generator: Generator | None, amplitude: float) -> Tensor:
+def uniform(clips: Tensor, generator: Generator | None, *sizes: int) -> Tensor:
+    """Numbers from U(0, 1) for every clip, (N, *sizes)."""
+    return torch.rand(len(clips), *sizes, generator=generator, device=clips.device, dtype=clips.dtype)
+
+
+def _symmetric(clips: Tensor, generator: Generator | None, amplitude: float) -> Tensor:
     """A number from U(-amplitude, amplitude) for every clip, (N,)."""
-    uniform = torch.rand(len(clips), generator=generator, device=clips.device, dtype=clips.dtype)
-    return (2 * uniform - 1) * amplitude
+    return (2 * uniform(clips, generator) - 1) * amplitude
 
 
 def rotate(clips: Tensor, angle: Tensor, axis: str) -> Tensor:
@@ -55,7 +59,7 @@ def random_rotation(
     """
     if degrees < 0:
         raise ValueError(f"degrees: expected at least 0, got {degrees}")
-    return rotate(clips, _uniform(clips, generator, math.radians(degrees)), axis)
+    return rotate(clips, _symmetric(clips, generator, math.radians(degrees)), axis)
 
 
 def random_scale(clips: Tensor, generator: Generator | None = None, amplitude: float = 0.5) -> Tensor:
@@ -67,7 +71,7 @@ def random_scale(clips: Tensor, generator: Generator | None = None, amplitude: f
     _check(clips)
     if not 0 <= amplitude <= 1:
         raise ValueError(f"amplitude: expected 0 to 1, got {amplitude}")
-    return clips * (1 + _uniform(clips, generator, amplitude)[:, None, None, None, None])
+    return clips * (1 + _symmetric(clips, generator, amplitude)[:, None, None, None, None])
 
 
 class Views(ABC):
