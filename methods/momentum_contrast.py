@@ -118,7 +118,8 @@ class MomentumContrast(Framework):
             every negative.
         """
         # In the place of the negative that the first group lacks stands the zero vector, whose logit is 0; the
-        # exp(0) = 1 that it adds to the sum of exponentials is taken out again.
+        # exp(0) = 1 that it adds to the sum of exponentials is taken out again, and so is the one that it adds to the
+        # rank of a positive whose logit is below 0.
         others = torch.cat([torch.zeros_like(anchors[:1]), others])
         loss, lse, rank = skelops.info_nce(
             anchors,
@@ -129,4 +130,5 @@ class MomentumContrast(Framework):
             reduction="none",
         )
         first = loss[:1] + torch.log1p(-torch.exp(-lse[:1]))
-        return torch.cat([first, loss[1:]]).mean(1), (rank[0] == 0).float().mean()
+        below = (anchors[0].detach() * positives[0]).sum(1) < 0
+        return torch.cat([first, loss[1:]]).mean(1), (rank[0] <= below).float().mean()

@@ -171,3 +171,14 @@ def test_encoders_of_which_a_part_would_be_trained_are_refused(encoder: Encoder)
     name = type(encoder).__name__
     with pytest.raises(ValueError, match=f"encoder: SkeleMixCLR trains the last map.* those of {name} are not"):
         SkeleMixCLR(encoder)
+
+
+def test_a_positive_is_first_among_negatives_further_away_still() -> None:
+    """The logit of 0 that stands for a missing negative beats none: cosines -0.6, 0.6 and -0.9 against one of -0.8."""
+    model = framework(embedding=2, queue_size=4)
+    model.queue.queue.copy_(torch.tensor([[-0.8], [0.6]]).expand(2, 4))
+    anchors = torch.tensor([1.0, 0.0]).expand(2, 3, 2)
+    cosines = torch.tensor([-0.6, 0.6, -0.9])
+    positives = torch.stack([cosines, (1 - cosines**2).sqrt()], 1).expand(2, 3, 2)
+    _, accuracy = model.contrast(anchors, positives, torch.zeros(1, 3, 2))
+    assert accuracy.item() == pytest.approx(2 / 3)
