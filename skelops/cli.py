@@ -11,6 +11,9 @@ from contextlib import contextmanager
 #: What the [train] extra brings, by import name.
 TRAIN_EXTRA = ("lightning", "torchmetrics", "jsonargparse", "tensorboard", "rich", "matplotlib")
 
+#: What becomes of the work of an interrupted command.
+AFTERWARDS = {"tune": "; what was found is kept", "train": "; a run resumes with --ckpt_path last"}
+
 
 class CommandError(Exception):
     """A mistake of the user: its message is all that is printed, and the exit code is 2."""
@@ -68,8 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"skelops {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        resumed = "what was found is kept" if arguments.command == "tune" else "a run resumes with --ckpt_path last"
-        print(f"skelops {arguments.command}: interrupted; {resumed}", file=sys.stderr)
+        print(f"skelops {arguments.command}: interrupted{AFTERWARDS.get(arguments.command, '')}", file=sys.stderr)
         return 130
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in TRAIN_EXTRA:

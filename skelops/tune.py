@@ -151,7 +151,7 @@ def _check(ops: Sequence[str], minutes: float) -> None:
     unknown = sorted(set(ops) - CALLS.keys())
     if unknown:
         raise CommandError(f"expected ops among {', '.join(CALLS)}, got {', '.join(unknown)}")
-    if minutes <= 0:
+    if not minutes > 0:
         raise CommandError(f"--minutes: expected a number above zero, got {minutes:g}")
     if not torch.cuda.is_available():
         raise CommandError(f"expected a CUDA device, torch {torch.__version__} finds none")

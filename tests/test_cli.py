@@ -273,13 +273,27 @@ def test_interrupting_is_no_traceback(capsys: pytest.CaptureFixture[str], monkey
     assert capsys.readouterr().err == "skelops train: interrupted; a run resumes with --ckpt_path last\n"
 
 
+@pytest.mark.usefixtures("train_extra", "here")
+@pytest.mark.parametrize("command", ["eval", "demo"])
+def test_what_cannot_resume_does_not_say_so(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"skelops.methods.commands.{command}.main", interrupt)
+    assert main([command]) == 130
+    assert capsys.readouterr().err == f"skelops {command}: interrupted\n"
+
+
 @pytest.mark.usefixtures("train_extra")
 def test_demo(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from skelops.methods.commands import configs
 
     (here / "configs/skelemix_clr").mkdir(parents=True)
     (here / "configs/skelemix_clr/synthetic.yaml").write_text(TINY)
-    assert "--minutes: expected a number above zero, got 0" in one_line(capsys, "demo", "--minutes", "0")
+    for minutes in ("0", "inf", "nan"):
+        assert f"expected a finite number above zero, got {minutes}" in one_line(capsys, "demo", "--minutes", minutes)
     assert "no/such" in one_line(capsys, "demo", "--data", "no/such")
     monkeypatch.setattr(configs, "CONFIGS", here / "configs")
     for run in range(2):

@@ -103,8 +103,8 @@ def train(cli: TrainCLI, seconds: float, step: float) -> int:
 def main(data: str | None, out: str, minutes: float) -> None:
     """``skelops demo``: training goes to OUT/training/version_K; summary.json and the plots to OUT."""
     start = time.perf_counter()
-    if minutes <= 0:
-        raise CommandError(f"--minutes: expected a number above zero, got {minutes}")
+    if not 0 < minutes < float("inf"):
+        raise CommandError(f"--minutes: expected a finite number above zero, got {minutes}")
     name = "synthetic" if data is None else "nw_ucla"
     with user_errors():
         folder = output_folder(out)
