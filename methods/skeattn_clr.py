@@ -60,8 +60,8 @@ class SkeAttnCLR(MomentumContrast):
         L_r: q_r = h_r(g(c))   against k_r | negatives Q and sg(q_s)
         L = L_z + salience L_s + (1 - salience) L_r
 
-    (Equations 6 to 10 of the paper; released `forward`.) Its queues of salient keys, which are written and never read,
-    are left out, and so is the prediction of the mixed clip as a whole.
+    (Equations 6 to 10 of the paper; released `forward`; g and h have no biases.) Its queues of salient keys, which are
+    written and never read, are left out, and so is the prediction of the mixed clip as a whole.
 
     The key encoder takes its step at the start of the next training step instead of the end of this, which is the same:
     momentum rises from 0.996 to 1 along a cosine, and statistics of normalisations move along.
@@ -102,7 +102,7 @@ class SkeAttnCLR(MomentumContrast):
         if not 0 <= salience <= 1:
             raise ValueError(f"salience: expected 0 to 1, got {salience}")
         features = encoder.feature_dim
-        encoder.fc = projector(features, embedding)
+        encoder.fc = projector(features, features, embedding, bias=False)
         initialise = released_or_default(released_weights)
         super().__init__(
             encoder, embedding, queue_size, temperature, momentum, copy_after_init, initialise, fill_first=fill_first
@@ -110,12 +110,7 @@ class SkeAttnCLR(MomentumContrast):
         self.salience, self.momentum = salience, momentum
         self.mask = AttentionMask(features, heads)
         self.predictors = nn.ModuleDict(
-            {
-                name: nn.Sequential(
-                    Linear(embedding, features), nn.BatchNorm1d(features), nn.ReLU(), Linear(features, embedding)
-                )
-                for name in ("whole", "salient", "rest")
-            }
+            {name: projector(embedding, features, embedding, bias=False) for name in ("whole", "salient", "rest")}
         )
         for module in (self.mask, self.predictors):
             if released_weights:

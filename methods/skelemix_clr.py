@@ -15,9 +15,9 @@ from skelops.augment import skelemix
 from skelops.nn import Linear
 
 
-def projector(features: int, embedding: int) -> nn.Sequential:
+def projector(inputs: int, hidden: int, outputs: int, bias: bool = True) -> nn.Sequential:
     """Features to embeddings (released: `fc` with a batch normalisation that CrosSCLR and AimCLR do not have)."""
-    return nn.Sequential(Linear(features, features), nn.BatchNorm1d(features), nn.ReLU(), Linear(features, embedding))
+    return nn.Sequential(Linear(inputs, hidden, bias), nn.BatchNorm1d(hidden), nn.ReLU(), Linear(hidden, outputs, bias))
 
 
 class SkeleMixCLR(MomentumContrast):
@@ -71,7 +71,7 @@ class SkeleMixCLR(MomentumContrast):
         encoder.check_pools_its_map("SkeleMixCLR")
         if mixes < 1:
             raise ValueError(f"mixes: expected at least 1, got {mixes}")
-        encoder.fc = projector(encoder.feature_dim, embedding)
+        encoder.fc = projector(encoder.feature_dim, encoder.feature_dim, embedding)
         initialise = released_or_default(released_weights)
         super().__init__(
             encoder, embedding, queue_size, temperature, momentum, copy_after_init, initialise, fill_first=fill_first

@@ -97,6 +97,12 @@ def test_step_equals_the_formulas(layout: str, bodies: int, salience: float) -> 
     assert (ours - theirs).norm() < 1e-3 * theirs.norm()
 
 
+def test_projector_and_predictors_have_no_biases_but_those_of_their_normalisation() -> None:
+    model = framework()
+    for module in (model.encoder_q.fc, model.encoder_k.encoder.fc, *model.predictors.values()):
+        assert [name for name, _ in module.named_parameters()] == ["0.weight", "1.weight", "1.bias", "3.weight"]
+
+
 def test_momentum_rises_to_one() -> None:
     model = framework().train()
     model.progress = 1.0

@@ -18,9 +18,9 @@ from benchmarks.eager.common import pooled
 from skelops.augment import skelemix
 
 
-def mlp(inputs: int, hidden: int, outputs: int, norm: bool = False) -> nn.Sequential:
-    layers = [nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden)] if norm else [nn.Linear(inputs, hidden)]
-    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(hidden, outputs))
+def mlp(inputs: int, hidden: int, outputs: int, norm: bool = False, bias: bool = True) -> nn.Sequential:
+    layers = [nn.Linear(inputs, hidden, bias), *([nn.BatchNorm1d(hidden)] if norm else [])]
+    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(hidden, outputs, bias))
 
 
 def multi_nce(logits: Tensor) -> Tensor:
@@ -145,12 +145,12 @@ class AttentionMask(nn.Module):
 class SkeAttnCLR(MoCo):
     def __init__(self, encoder: Any, embedding: int, queue_size: int) -> None:
         features = encoder.feature_dim
-        encoder.fc = mlp(features, features, embedding, norm=True)
+        encoder.fc = mlp(features, features, embedding, norm=True, bias=False)
         super().__init__(encoder, 0.2, 0.996)
         self.queue = Queue(embedding, queue_size)
         self.mask = AttentionMask(features)
         self.predictors = nn.ModuleDict(
-            {name: mlp(embedding, features, embedding, norm=True) for name in ("whole", "salient", "rest")}
+            {name: mlp(embedding, features, embedding, norm=True, bias=False) for name in ("whole", "salient", "rest")}
         )
 
     def soft_pool(self, features: Tensor, mask: Tensor, bodies: int) -> list[Tensor]:
