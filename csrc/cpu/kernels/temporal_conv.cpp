@@ -7,6 +7,7 @@
 // d = (i - k/2)*dilation, and the taps of one phase have equal distances. With g the gradient of y and m a frame of phase q
 //   forward   y_t = sum_q sum_i a_q[t + e] weight_i
 //   backward  grad_a_q[m] = sum_i g[m - e] weight_i^T;  grad_weight_i = sum_m g[m - e]^T a_q[m]
+// Frames outside the map are zero and, where whole taps read nothing else, left out.
 #include "temporal_conv.h"
 
 #include "gemm.h"
@@ -36,6 +37,34 @@ Taps taps_of(const TemporalConvShape& s, int64_t phase) {
   return taps;
 }
 
+// The same taps for the gradient of what they read.
+Taps reversed(const Taps& taps) { return {taps.first, taps.step, taps.count, -taps.offset, -taps.offset_step}; }
+
+// Calls body(frame, frames, tap, count) for frames 0 .. `frames` in turn, with the taps (of `count`) that reach the map from there: tap i
+// of frame f reads frame start + f + offset + i * offset_step of `limit`. At the ends of the map frames go by twos, so that blocks of rows
+// stay whole: a tap that only one of them reaches is among those.
+template <typename Body>
+void where_taps_reach(const Taps& taps, int64_t start, int64_t frames, int64_t limit, const Body& body) {
+  struct Reach {
+    int64_t tap, count;
+    bool operator==(const Reach&) const = default;
+  };
+  const auto reach = [&](int64_t f) {
+    int64_t begin = taps.count, end = 0;
+    for (int64_t i = 0; i < taps.count; ++i) {
+      const int64_t first = start + f + taps.offset + i * taps.offset_step, last = first + (f + 1 < frames);
+      if (last >= 0 && first < limit) begin = smaller(begin, i), end = i + 1;
+    }
+    return Reach{begin, larger(0, end - begin)};
+  };
+  for (int64_t f = 0, next; f < frames; f = next) {
+    const Reach found = reach(f);
+    for (next = f + 2; next < frames && reach(next) == found;) next += 2;
+    next = smaller(next, frames);
+    body(f, next - f, found.tap, found.count);
+  }
+}
+
 // Splits a product into sums of at most kSteps, by taps; no more than the columns is written.
 template <typename Tile>
 void convolve(Product<Tile> p, int64_t R, int64_t columns) {
@@ -50,59 +79,99 @@ void convolve(Product<Tile> p, int64_t R, int64_t columns) {
   }
 }
 
-// A product of bf16 pairs may round its result into the map at once where that is the whole sum.
-template <typename T, typename Tile>
-bool rounds_at_once(const TemporalConvShape& s, const MapData& map, int64_t channels) {
-  return sizeof(T) < sizeof(float) && map.channels_last && s.stride == 1 && s.k * steps_of<Tile>(channels) <= kSteps;
-}
-
 template <typename T, typename Tile>
 void convolve_once(const Product<Tile>& p, T* c, int64_t ldc, int64_t R, int64_t columns) {
   const int64_t N = round_up(columns, kLanes);
   gemm<Tile, T>({p.a, p.am, p.ak, p.at, p.b, p.bk, p.bt, p.add, p.addm, c, ldc, p.K, p.taps, columns - (N - kLanes)}, R, N);
 }
 
+void clear_rows(float* to, int64_t ld, int64_t R, int64_t columns) {
+  for (int64_t r = 0; r < R; ++r) __builtin_memset(to + r * ld, 0, sizeof(float) * columns);
+}
+
+// One way through the taps, forwards or back: channels that are summed over, and that come out, of a group.
+template <typename T, typename Tile>
+struct Convolution {
+  const TemporalConvShape& s;
+  int64_t in, out;
+  const Tile* weights;  // (groups, k, in, padded(out)), float or pairs
+  const float* bias;    // (groups, padded(out)), or null
+
+  // A product of bf16 pairs may round its result into the map at once where that is the whole sum.
+  bool rounds_at_once(const MapData& map) const {
+    return sizeof(T) < sizeof(float) && map.channels_last && s.stride == 1 && s.k * steps_of<Tile>(in) <= kSteps;
+  }
+
+  // to (frames, V) = bias + the products of x with the taps of a phase, or to += them; or what is rounded into `map`, in the place of
+  // `to`. x, from whose frames a tap reads at its offset, begins with frame start of limit.
+  void operator()(const Taps& taps, const Tile* x, int64_t ld, int64_t start, int64_t frames, int64_t limit, bool accumulate, float* to, int64_t ldto,
+                  T* map, int64_t pitch) const {
+    const int64_t outp = padded(out), terms = kTermsPerStep<Tile>, size = terms * in * outp;
+    const int64_t next = taps.offset_step * s.V * ld, next_weight = taps.step * size;
+    for (int64_t group = 0; group < s.groups; ++group) {
+      const float* of_group = bias ? bias + group * outp : nullptr;
+      where_taps_reach(taps, start, frames, limit, [&](int64_t f, int64_t n, int64_t tap, int64_t count) {
+        const int64_t row = f * s.V, R = n * s.V;
+        float* y = to + row * ldto + group * out;
+        if (!count) return accumulate ? void() : clear_rows(y, ldto, R, out);
+        const Product<Tile> product{x + (row + taps.offset * s.V) * ld + tap * next + group * in,
+                                    ld,
+                                    terms,
+                                    next,
+                                    weights + (group * s.k + taps.first) * size + tap * next_weight,
+                                    terms * outp,
+                                    next_weight,
+                                    accumulate ? y : of_group,
+                                    accumulate ? ldto : 0,
+                                    y,
+                                    ldto,
+                                    steps_of<Tile>(in),
+                                    count};
+        map ? convolve_once(product, map + row * pitch + group * out, pitch, R, out) : convolve(product, R, out);
+      });
+    }
+  }
+};
+
+// The gradient of the weight of the taps of a phase, from rows that both operands of the sum begin with.
+template <typename Tile>
+void add_weight_gradients(const TemporalConvShape& s, const Taps& taps, const Summed<Tile>& a, const Summed<Tile>& g, int64_t steps, float* sums,
+                          uint32_t* written) {
+  const int64_t size = s.sums_rows() * s.sums_width();
+  for (int64_t tap = 0; tap < taps.count; ++tap) {
+    const int64_t number = taps.first + tap * taps.step, row = -(taps.offset + tap * taps.offset_step) * s.V;
+    for (int64_t group = 0; group < s.groups; ++group)
+      weight_gradient<Tile>({a.at(0, group * s.group_in()), a.ld}, {g.at(row, group * s.group_out()), g.ld}, s.sums_by_input(),
+                            sums + (group * s.k + number) * size, s.sums_rows(), s.sums_width(), steps, *written >> number & 1);
+    *written |= 1u << number;
+  }
+}
+
 template <typename T, typename Tile>
 void forward(const TemporalConv& p, int64_t begin, int64_t end, double* stats) {
   const TemporalConvShape& s = p.shape;
-  const int64_t Cg = s.group_in(), Og = s.group_out(), Ogp = padded(Og), halo = s.halo(), out_frames = s.out_frames();
+  const int64_t halo = s.halo(), out_frames = s.out_frames();
   const Frames input = input_frames<T, Tile>(s, p.x);
   const Frames output = output_frames<T, float>(s, p.y);
-  constexpr int64_t terms = kTermsPerStep<Tile>;
-  const Tile* weights = reinterpret_cast<const Tile*>(p.weight);
-  const int64_t steps = steps_of<Tile>(Cg), tap_size = terms * Cg * Ogp;
-  const int64_t phase_size = (s.tile_frames + 2 * halo) * s.V * s.width_in();
-  const bool at_once = !stats && rounds_at_once<T, Tile>(s, p.y, Cg);
-  Tile* tiles = scratch_of<Tile>(kX, s.stride * phase_size);
+  const Convolution<T, Tile> convolution{s, s.group_in(), s.group_out(), reinterpret_cast<const Tile*>(p.weight), p.bias};
+  const bool at_once = !stats && convolution.rounds_at_once(p.y);
+  Tile* x_tile = scratch_of<Tile>(kX, (s.tile_frames + 2 * halo) * s.V * s.width_in());
   float* y_tile = scratch(kY, s.tile_frames * s.V * s.width_out());
   for (int64_t item = begin; item < end; ++item) {
     const int64_t b = item / s.tiles(), t = item % s.tiles() * s.tile_frames;
-    const int64_t frames = smaller(s.tile_frames, out_frames - t), R = frames * s.V;
+    const int64_t frames = smaller(s.tile_frames, out_frames - t);
     const bool direct = output.in_place(b, t, frames);
     float* y = direct ? output.rows(b, t) : y_tile;
     const int64_t ldy = direct ? p.y.pitch : s.width_out();
-    int64_t ld = 0;
-    const Tile* x = tiles;
-    for (int64_t phase = 0; phase < s.stride; ++phase)
-      if (taps_of(s, phase).count) {
-        const Tile* loaded = input.load(b, t - halo, frames + 2 * halo, s.stride, phase, {p.scale, p.shift}, tiles + phase * phase_size, &ld);
-        if (s.stride == 1) x = loaded;
-      }
-    for (int64_t group = 0; group < s.groups; ++group) {
-      const float* add = p.bias ? p.bias + group * Ogp : nullptr;
-      int64_t add_ld = 0;
-      for (int64_t phase = 0; phase < s.stride; ++phase) {
-        const Taps taps = taps_of(s, phase);
-        if (!taps.count) continue;
-        const Tile* a = x + phase * phase_size + (halo + taps.offset) * s.V * ld + group * Cg;
-        const Tile* weight = weights + (group * s.k + taps.first) * tap_size;
-        const Product<Tile> product{a, ld, terms, taps.offset_step * s.V * ld, weight, terms * Ogp, taps.step * tap_size, add, add_ld, y + group * Og, ldy, steps,
-                                    taps.count};
-        at_once ? convolve_once(product, output.data(b, t) + group * Og, p.y.pitch, R, Og) : convolve(product, R, Og);
-        add = y + group * Og, add_ld = ldy;
-      }
+    for (int64_t phase = 0; phase < s.stride; ++phase) {
+      const Taps taps = taps_of(s, phase);
+      if (!taps.count) continue;
+      int64_t ld;
+      const Tile* x = input.load(b, t - halo, frames + 2 * halo, s.stride, phase, {p.scale, p.shift}, x_tile, &ld);
+      // The tap in the middle is of the first phase and reaches all frames.
+      convolution(taps, x + halo * s.V * ld, ld, t, frames, s.frames_of(phase), phase > 0, y, ldy, at_once ? output.data(b, t) : nullptr, p.y.pitch);
     }
-    if (stats) add_sums(y, ldy, R, s.O, stats, stats + s.O);
+    if (stats) add_sums(y, ldy, frames * s.V, s.O, stats, stats + s.O);
     if (!direct && !at_once) output.store(y, ldy, b, t, frames, 1, 0);
   }
 }
@@ -110,21 +179,18 @@ void forward(const TemporalConv& p, int64_t begin, int64_t end, double* stats) {
 template <typename T, typename Tile>
 void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const TemporalConvSums& sums) {
   const TemporalConvShape& s = p.shape;
-  const int64_t Cg = s.group_in(), Og = s.group_out(), Cgp = padded(Cg), halo = s.halo(), out_frames = s.out_frames();
-  const int64_t rows = s.tile_frames * s.V, M = s.sums_rows(), N = s.sums_width();
+  const int64_t halo = s.halo(), out_frames = s.out_frames(), rows = s.tile_frames * s.V, reach = halo * s.V;
   const bool needs_a = p.grad_x.data || sums.scale;
   const Affine affine{p.scale, p.shift};
   const Frames input = input_frames<T, Tile>(s, p.x);
   const Frames of_input = input_frames<T, float>(s, p.grad_x);
-  constexpr int64_t terms = kTermsPerStep<Tile>;
-  const Tile* weights = reinterpret_cast<const Tile*>(p.weight);
-  const int64_t steps = steps_of<Tile>(Og), tap_size = terms * Og * Cgp, reach = halo * s.V;
-  const bool at_once = p.grad_x.data && !p.scale && rounds_at_once<T, Tile>(s, p.grad_x, Og);
+  const Convolution<T, Tile> convolution{s, s.group_out(), s.group_in(), reinterpret_cast<const Tile*>(p.weight), nullptr};
+  const bool at_once = p.grad_x.data && !p.scale && convolution.rounds_at_once(p.grad_x);
   Tile* x_tile = scratch_of<Tile>(kX, rows * s.width_in());
   Tile* a_tile = scratch_of<Tile>(kA, rows * s.width_in());
   float* h_tile = scratch(kH, rows * s.width_in());
   Tile* g_tile = scratch_of<Tile>(kG, (rows + 2 * reach) * s.width_out());
-  float* paired = terms > 1 ? scratch(kWork, (rows + 2 * reach) * s.width_out()) : nullptr;
+  float* paired = kTermsPerStep<Tile> > 1 ? scratch(kWork, (rows + 2 * reach) * s.width_out()) : nullptr;
   uint32_t written = 0;  // a bit per tap: the first item that sums it need not add, so that nothing is cleared beforehand
   for (int64_t item = begin; item < end; ++item) {
     const int64_t b = item / s.tiles(), t = item % s.tiles() * s.tile_frames;
@@ -134,34 +200,21 @@ void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const T
     if (sums.bias) add_sums(g, ldg, frames * s.V, s.O, sums.bias, nullptr);
     for (int64_t phase = 0; phase < s.stride; ++phase) {
       const Taps taps = taps_of(s, phase);
-      const int64_t count = smaller(frames, (s.T - phase + s.stride - 1) / s.stride - t), R = count * s.V;
+      const int64_t count = smaller(frames, s.frames_of(phase) - t), R = count * s.V;
       if (count <= 0) continue;
       const Tile* a = sums.weight || p.scale ? input.load(b, t, count, s.stride, phase, affine, a_tile, &lda) : nullptr;
       if (sums.weight && taps.count) {
         const int64_t half = steps_of<Tile>(R);
-        // What x_tile and h_tile are for begins when the products with the weight are done.
-        const Summed<Tile> of_a = summed(a, lda, 0, R, half, s.width_in(), reinterpret_cast<float*>(x_tile));
-        const Summed<Tile> of_g = summed(g, ldg, -reach, frames * s.V + reach, half, s.width_out(), paired);
-        for (int64_t of = 0; of < s.groups * taps.count; ++of) {
-          const int64_t group = of / taps.count, tap = of % taps.count;
-          const int64_t number = taps.first + tap * taps.step;
-          weight_gradient<Tile>({of_a.at(0, group * Cg), of_a.ld}, {of_g.at(-(taps.offset + tap * taps.offset_step) * s.V, group * Og), of_g.ld},
-                                s.sums_by_input(), sums.weight + (group * s.k + number) * M * N, M, N, half, written >> number & 1);
-        }
-        for (int64_t tap = 0; tap < taps.count; ++tap) written |= 1u << (taps.first + tap * taps.step);
+        // What x_tile is for begins when the products with the weight are done.
+        add_weight_gradients(s, taps, summed(a, lda, 0, R, half, s.width_in(), reinterpret_cast<float*>(x_tile)),
+                             summed(g, ldg, -reach, frames * s.V + reach, half, s.width_out(), paired), half, sums.weight, &written);
       }
       if (!needs_a) continue;
       // What goes through the normalisation is written by whole vectors.
       const bool direct = p.grad_x.data && s.stride == 1 && (p.scale ? of_input.in_place() : of_input.in_place(b, t, count));
       float* h = direct ? of_input.rows(b, t) : h_tile;
       const int64_t ldh = direct ? p.grad_x.pitch : s.width_in();
-      if (!taps.count) __builtin_memset(h, 0, sizeof(float) * R * ldh);
-      for (int64_t group = 0; taps.count && group < s.groups; ++group) {
-        const Tile* weight = weights + (group * s.k + taps.first) * tap_size;
-        const Product<Tile> product{g - taps.offset * s.V * ldg + group * Og, ldg, terms, -taps.offset_step * s.V * ldg, weight, terms * Cgp, taps.step * tap_size,
-                                    nullptr, 0, h + group * Cg, ldh, steps, taps.count};
-        at_once ? convolve_once(product, of_input.data(b, t) + group * Cg, p.grad_x.pitch, R, Cg) : convolve(product, R, Cg);
-      }
+      convolution(reversed(taps), g, ldg, t, count, out_frames, false, h, ldh, at_once ? of_input.data(b, t) : nullptr, p.grad_x.pitch);
       if (p.scale) {
         int64_t ldx;
         const Tile* x = input.load(b, t, count, s.stride, phase, {}, x_tile, &ldx);
@@ -170,8 +223,9 @@ void backward(const TemporalConvBackward& p, int64_t begin, int64_t end, const T
       if (p.grad_x.data && !direct && !at_once) of_input.store(h, ldh, b, t, count, s.stride, phase);
     }
   }
+  const int64_t size = s.sums_rows() * s.sums_width();
   for (int64_t matrix = 0; sums.weight && matrix < s.groups * s.k; ++matrix)
-    if (!(written >> matrix % s.k & 1)) __builtin_memset(sums.weight + matrix * M * N, 0, sizeof(float) * M * N);
+    if (!(written >> matrix % s.k & 1)) __builtin_memset(sums.weight + matrix * size, 0, sizeof(float) * size);
 }
 
 }  // namespace

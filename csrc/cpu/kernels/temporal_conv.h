@@ -17,6 +17,7 @@ struct TemporalConvShape {
   int64_t matrices() const { return groups * k + (is_minimal ? minimal().matrices() : 0); }
 
   int64_t out_frames() const { return (T + stride - 1) / stride; }
+  int64_t frames_of(int64_t phase) const { return (T - phase + stride - 1) / stride; }  // every stride-th input frame from there on
   int64_t tiles() const { return (out_frames() + tile_frames - 1) / tile_frames; }
   int64_t items() const { return B * tiles(); }  // the unit of work: a tile of one sample
   int64_t group_in() const { return C / groups; }

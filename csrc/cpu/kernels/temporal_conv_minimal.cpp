@@ -142,7 +142,7 @@ void map_pass(const TemporalConvBackward& p, int64_t begin, int64_t end, double*
     for (int64_t odd = 0; odd < s.stride; ++odd) {
       const Phase phase = s.minimal().phase(odd);
       // Of the odd frames, there may be one less.
-      const int64_t count = smaller(e.frames, (s.T - phase.number + s.stride - 1) / s.stride - e.t);
+      const int64_t count = smaller(e.frames, s.frames_of(phase.number) - e.t);
       if (count <= 0) continue;
       float* h = direct ? of_input.rows(e.b, e.t) : h_tile;
       const int64_t ldh = direct ? p.grad_x.pitch : Cp;
