@@ -11,7 +11,6 @@ import datetime
 import importlib
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import skelops
 from benchmarks.case import Case
 from benchmarks.measure import Cpu, passes
 from benchmarks.measure_cuda import Cuda
+from skelops.files import replaced
 
 HERE = Path(__file__).parent
 #: A case and the modes of torch.compile that it is measured with.
@@ -88,9 +88,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
+    with replaced(path) as file:
+        file.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def stages(cases: list[Case], modes: tuple[str, ...], in_budget: bool) -> list[list[Step]]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +15,7 @@ from rich.table import Table
 from skelops.methods.evaluation import Evaluation
 from torch import Tensor
 
+from skelops.files import replaced
 from skelops.info import devices, versions
 
 
@@ -50,26 +49,13 @@ def results_folder(path: str | Path) -> Iterator[Path]:
         raise
 
 
-def write_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets ``write`` fill a temporary file in the same folder, which then takes the place of ``path``."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def write_summary(path: Path, content: Mapping[str, Any]) -> None:
     """JSON with the given content and where and when it came about."""
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     text = json.dumps({**content, "versions": versions(), "devices": devices(), "date": now}, indent=1)
     text = re.sub(r"\[[\d\s,]+\]", lambda row: re.sub(r"\s+", " ", row[0]), text)
-    write_file(path, lambda file: file.write_text(text + "\n"))
+    with replaced(path) as file:
+        file.write_text(text + "\n")
 
 
 def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -118,7 +104,8 @@ def plot_confusion(path: Path, confusion: Tensor, class_names: Sequence[str], ti
             axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=color, fontsize=7)
     axes.set(title=title, xlabel="predicted class", ylabel="true class")
     figure.colorbar(image, label="share of the true class (%)")
-    write_file(path, lambda file: figure.savefig(file, dpi=130))
+    with replaced(path) as file:
+        figure.savefig(file, dpi=130)
 
 
 def plot_curves(path: Path, curves: Mapping[str, Sequence[tuple[float, float]]], title: str) -> None:
@@ -130,4 +117,5 @@ def plot_curves(path: Path, curves: Mapping[str, Sequence[tuple[float, float]]],
     axes.set(title=title, xlabel="training step", ylabel="loss")
     axes.grid(alpha=0.3)
     axes.legend()
-    write_file(path, lambda file: figure.savefig(file, dpi=130))
+    with replaced(path) as file:
+        figure.savefig(file, dpi=130)

@@ -8,7 +8,6 @@ neighbour that does not compile, asks for more than the GPU has, or changes resu
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -23,6 +22,7 @@ from skelops import _triton
 from skelops._calls import CALLS
 from skelops._triton import Tile
 from skelops.cli import CommandError, user_errors
+from skelops.files import replaced
 
 Run = Callable[[], list[Tensor]]
 #: Milliseconds of a run.
@@ -111,9 +111,8 @@ def save(kernel: str, architecture: str, case: str, tile: Tile) -> None:
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: not a table of tiles ({error}); delete it and run skelops tune again") from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial_file.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial_file, path)
+    with replaced(path) as file:
+        file.write_text(json.dumps(content, indent=1) + "\n")
     _triton.table.cache_clear()
     _triton.tile.cache_clear()
 
