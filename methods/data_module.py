@@ -84,10 +84,11 @@ class SkeletonData(pl.LightningDataModule):
         batch_size: clips per step; the last, smaller batch of an epoch is dropped.
         seed: of the order of the clips.
         repeats: how often every training clip comes in an epoch.
-        whole_clips: training clips keep all of their frames (zero-padded to the longest), of which the views draw;
-            the clips of evaluation have ``frames`` in any case. NW-UCLA only.
+        whole_clips: training clips keep all of their frames (zero-padded), of which the views draw; the clips of
+            evaluation have ``frames`` in any case. Not of the synthetic set.
         labelled: share of the clips of every class that training gets, for semi-supervised fine-tuning; which ones
             depends on ``seed`` alone. They come so often that an epoch has as many steps as with all clips.
+        recipe: how the reader prepares clips (an argument of those of recorded sets); None leaves it to ``options``.
         options: further arguments of the reader, such as ``{benchmark: ntu60_xview}`` or ``{align: false}``.
 
     Raises:
@@ -104,11 +105,14 @@ class SkeletonData(pl.LightningDataModule):
         repeats: int = 1,
         whole_clips: bool = False,
         labelled: float = 1.0,
+        recipe: str | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        for name in sorted(RESERVED.keys() & (options or {}).keys()):
-            raise ValueError(f"data.options: expected no {name} ({RESERVED[name]}), got {(options or {})[name]!r}")
+        options = options or {}
+        reserved = RESERVED if recipe is None else {**RESERVED, "recipe": f"data.recipe is {recipe}"}
+        for name in sorted(reserved.keys() & options.keys()):
+            raise ValueError(f"data.options: expected no {name} ({reserved[name]}), got {options[name]!r}")
         self.save_hyperparameters()
         self._splits: dict[str, SkeletonDataset] = {}
 
@@ -130,7 +134,7 @@ class SkeletonData(pl.LightningDataModule):
             ValueError: there are no whole clips of this source; else as `split`.
         """
         whole = self.hparams["whole_clips"]
-        if whole and self.hparams["source"] != "nw_ucla":
+        if whole and self.hparams["source"] == "synthetic":
             raise ValueError(f"data.whole_clips: expected false for {self.hparams['source']}, got true")
         if "training" not in self._splits:
             clips = self._load("train", None) if whole else self.split("train")
@@ -142,6 +146,8 @@ class SkeletonData(pl.LightningDataModule):
     def _load(self, split: str, frames: int | None) -> SkeletonDataset:
         source, folder = self.hparams["source"], self.hparams["folder"]
         arguments = {"split": split, "frames": frames, **(self.hparams["options"] or {})}
+        if (recipe := self.hparams["recipe"]) is not None:
+            arguments["recipe"] = recipe
         reader = getattr(data, source)
         if source == "synthetic":
             return reader.load(**arguments)

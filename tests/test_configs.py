@@ -13,9 +13,10 @@ pytest.importorskip("lightning.pytorch", reason="needs the [train] extra")
 from skelops.methods import STDCL, STGCN, FineTuned, Supervised
 from skelops.methods.commands.configs import CONFIGS, packaged, resolved
 from skelops.methods.commands.train import TrainCLI, build
+from skelops.methods.data_module import SkeletonData
 
 from skelops.cli import CommandError
-from skelops.data import ntu, pku_mmd
+from skelops.data import SkeletonDataset, ntu, pku_mmd
 
 METHODS = ("scd_net", "sds_cl", "skeattn_clr", "skelemix_clr", "skeleton_clr", "std_cl")
 SETS = ("nw_ucla", "synthetic", *ntu.BENCHMARKS, "pku1", "pku2")
@@ -97,6 +98,40 @@ def test_published_settings_and_the_last_word_of_a_configuration() -> None:
         rates[name] = build(["--config", f"std_cl/ntu60_{name}"]).model.optimizer(parameter).defaults
     assert (rates["xsub"]["lr"], rates["xview"]["lr"]) == (0.025, 0.01)
     assert rates["xview"]["nesterov"] and rates["xview"]["weight_decay"] == 0.0004
+
+
+@pytest.mark.usefixtures("without_data")
+@pytest.mark.parametrize(
+    ("name", "recipe", "whole"),
+    [
+        ("scd_net/ntu60_xsub", "scd_net", True),
+        ("scd_net/pku2", "scd_net", True),
+        ("sds_cl/ntu120_xset", "sds_cl", True),
+        ("std_cl/ntu60_xview", "std_cl", False),
+        ("skelemix_clr/ntu60_xsub", None, False),
+    ],
+)
+def test_clips_are_prepared_as_the_methods_do(name: str, recipe: str | None, whole: bool) -> None:
+    data = build(["--config", name]).datamodule.hparams
+    assert (data["recipe"], data["whole_clips"]) == (recipe, whole)
+    assert data["options"]["benchmark"].startswith(name.split("/")[1])
+
+
+@pytest.mark.parametrize("source", ["ntu", "pku_mmd"])
+def test_whole_clips_and_the_recipe_reach_the_reader(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    empty = SkeletonDataset(torch.zeros(2, 3, 4, 25, 2), torch.zeros(2, dtype=torch.int64), "ntu", ("a",))
+    reader = {"ntu": ntu, "pku_mmd": pku_mmd}[source]
+    monkeypatch.setattr(reader, "load", lambda folder, **arguments: asked.append(arguments) or empty)
+    data = SkeletonData(source, "folder", frames=16, whole_clips=True, recipe="sds_cl", options={"align": False})
+    data.training_clips()
+    data.split("test")
+    assert asked == [
+        {"split": "train", "frames": None, "align": False, "recipe": "sds_cl"},
+        {"split": "test", "frames": 16, "align": False, "recipe": "sds_cl"},
+    ]
+    with pytest.raises(ValueError, match="data.options: expected no recipe .data.recipe is sds_cl., got 'std_cl'"):
+        SkeletonData(source, "folder", recipe="sds_cl", options={"recipe": "std_cl"})
 
 
 def test_layers_come_in_order_and_relative_to_their_file(here: Path) -> None:

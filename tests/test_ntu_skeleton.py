@@ -255,6 +255,33 @@ def test_load_reads_the_files_once_and_anew_when_they_change(folder, tmp_path, m
     assert torch.equal(changed.clips[1:], first.clips[1:])
 
 
+@pytest.mark.parametrize("recipe", ["resize", "scd_net"])
+def test_whole_clips_have_lengths(folder, tmp_path, recipe):
+    arguments = dict(recipe=recipe, missing=MISSING, cache=tmp_path / "cache")
+    write_recording(folder / "S001C001P001R001A001.skeleton", 14, [range(14)], 99)
+    for _ in range(2):  # the second time from the cache
+        data = ntu.load(folder, frames=None, **arguments)
+        assert data.clips.shape == (4, 3, 300, 25, 2)
+        assert data.lengths.tolist() == [14, 10, 10, 10]
+        assert not data.clips[0, :, 14:].any()
+    short = ntu.load(folder, frames=16, **arguments)
+    assert short.lengths.tolist() == [16] * 4
+    assert bool(short.clips[:, :, :, 20].any()) == (recipe == "scd_net")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_cache_files_of_another_format_or_content_are_written_anew(folder, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    first = ntu.load(folder, frames=8, missing=MISSING, cache=cache)
+    (path,) = cache.iterdir()
+    np.save(path, np.zeros((len(first), 3, 9, 25, 2), np.float32))
+    assert torch.equal(ntu.load(folder, frames=8, missing=MISSING, cache=cache).clips, first.clips)
+    assert [*cache.iterdir()] == [path]
+    monkeypatch.setattr(ntu, "FORMAT", ntu.FORMAT + 1)
+    ntu.load(folder, frames=8, missing=MISSING, cache=cache)
+    assert len([*cache.iterdir()]) == 2
+
+
 def test_load_errors(folder, tmp_path):
     cache = tmp_path / "cache"
     with pytest.raises(ValueError, match="S001C001P001R002A001.skeleton: no body in any frame; name .* `missing`"):

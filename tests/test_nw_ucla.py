@@ -127,6 +127,26 @@ def test_cache_is_memory_mapped_and_rewritten_when_cut_short(folder, cache):
     assert list(cache.iterdir()) == [path]
 
 
+def test_cache_of_another_format_or_content_is_written_anew(folder, cache, monkeypatch):
+    first = nw_ucla.NWUCLA(folder)[0][0]
+    (path,) = cache.iterdir()
+    np.save(path, np.zeros(7))
+    assert torch.equal(nw_ucla.NWUCLA(folder)[0][0], first)
+    monkeypatch.setattr(nw_ucla, "FORMAT", nw_ucla.FORMAT + 1)
+    nw_ucla.NWUCLA(folder)
+    assert len([*cache.iterdir()]) == 2
+
+
+def test_cache_files_have_the_mode_of_any_new_file(folder, cache):
+    before = os.umask(0o027)
+    try:
+        nw_ucla.NWUCLA(folder)
+    finally:
+        os.umask(before)
+    (path,) = cache.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
 def test_an_array_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "array.npy"
 
@@ -138,7 +158,7 @@ def test_an_array_file_appears_whole_or_not_at_all(tmp_path):
 
     with pytest.raises(RuntimeError):
         fail()
-    assert not list(tmp_path.glob("array*"))
+    assert not list(tmp_path.iterdir())
 
 
 GOOD = joints(3)

@@ -81,6 +81,16 @@ def test_a_clip_is_the_frames_of_its_action(folder: Path, tmp_path: Path) -> Non
     assert torch.equal(test.clips[0], preprocess(raw, torch.tensor([16]), "ntu", 8, align=False)[0])
 
 
+@pytest.mark.parametrize("recipe", ["resize", "sds_cl"])
+def test_whole_clips_have_lengths(folder: Path, tmp_path: Path, recipe: str) -> None:
+    (folder / "label" / "0002-M.txt").write_text("1,0,1,2\n4,2,5,2\n")
+    with pytest.warns(UserWarning, match="left out 1 of 4 actions, which show no body"):
+        data = pku_mmd.load(folder, frames=None, recipe=recipe, cache=tmp_path)
+    assert data.clips.shape == (3, 3, 300, 25, 2)
+    assert data.lengths.tolist() == [7, 8, 3]
+    assert data.labels.tolist() == [0, 50, 3]
+
+
 def test_files_are_read_once_and_anew_when_they_change(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

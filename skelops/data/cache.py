@@ -2,13 +2,14 @@
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import DTypeLike
+
+from ..files import replaced
 
 
 def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
@@ -30,34 +31,31 @@ def digest(files: Iterable[Path], *settings: object) -> str:
 @contextmanager
 def new_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Iterator[np.ndarray]:
     """A memory-mapped .npy file to fill in; it appears under its name, whole, when the block ends without an error."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-    os.close(handle)
-    try:
+    with replaced(path) as temporary:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.dtype(dtype), shape=shape)
         yield array
         array.flush()
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
-def open_array(path: Path) -> np.ndarray | None:
-    """The array memory-mapped read-only, or None when the file is absent or cut short (then the caller writes it)."""
+def open_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...] | None = None) -> np.ndarray | None:
+    """The array memory-mapped read-only, or None when the file is absent, cut short or holds another one (then the
+    caller writes it). ``shape`` None takes any."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
     except (FileNotFoundError, ValueError, EOFError):
         return None
+    fits = isinstance(found, np.ndarray) and found.dtype == np.dtype(dtype) and shape in (None, found.shape)
+    return found if fits else None
 
 
 def cached_array(
     path: Path, shape: tuple[int, ...], dtype: DTypeLike, fill: Callable[[np.ndarray], None]
 ) -> np.ndarray:
-    """The array of a file, memory-mapped read-only; ``fill`` writes it first where the file is absent or cut short."""
-    found = open_array(path)
+    """The array of a file, memory-mapped read-only; ``fill`` writes it first where `open_array` finds none."""
+    found = open_array(path, dtype, shape)
     if found is None:
         with new_array(path, shape, dtype) as array:
             fill(array)
-        found = open_array(path)
+        found = open_array(path, dtype, shape)
         assert found is not None
     return found

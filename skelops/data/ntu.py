@@ -19,10 +19,12 @@ from torch import Tensor
 
 from .cache import cache_folder, cached_array, digest
 from .dataset import SkeletonDataset
-from .transforms import pad, preprocess
+from .recipes import check_recipe, prepare, record
 
 NUM_JOINTS = 25
 NUM_BODIES = 2
+#: Of the cache file: another number makes those of earlier versions old.
+FORMAT = 1
 _BLOCK = 256
 
 _NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})")
@@ -170,12 +172,11 @@ def _fields(file: Path) -> tuple[int, ...]:
     return tuple(int(number) for number in match.groups())
 
 
-def _read_block(files: Sequence[Path], frames: int, align: bool) -> Tensor:
+def _read_block(files: Sequence[Path], recipe: str, frames: int | None, align: bool) -> tuple[Tensor, Tensor]:
     clips = [main_bodies(recording) for recording in read_files(files)]
     _raise_all([f"{file}: no body in any frame; name the recording in `missing` to leave it out"
                 for file, clip in zip(files, clips, strict=True) if not len(clip)])  # fmt: skip
-    padded, lengths = pad([torch.from_numpy(clip).permute(3, 0, 2, 1) for clip in clips])
-    return preprocess(padded, lengths, "ntu", frames, align=align)
+    return prepare([torch.from_numpy(clip).permute(3, 0, 2, 1) for clip in clips], recipe, frames, align)
 
 
 def load(
@@ -183,21 +184,26 @@ def load(
     benchmark: str = "ntu60_xsub",
     split: str = "train",
     *,
-    frames: int = 64,
+    frames: int | None = 64,
+    recipe: str = "resize",
     align: bool = True,
     missing: str | os.PathLike[str] | Collection[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
 ) -> SkeletonDataset:
-    """The set as one tensor (N, 3, frames, 25, 2): `main_bodies` of each file, through `transforms.preprocess`
-    (centred on joint 21 per frame and body, resized to `frames`, with `align` turned to face the camera).
+    """The set as one tensor (N, 3, frames, 25, 2): `main_bodies` of each file, prepared by a recipe.
 
     The first call parses every recording of the benchmark, both splits, into one memory-mapped file in the cache
-    folder (38 kB a clip at 64 frames).
+    folder (38 kB a clip at 64 frames, 180 kB a whole one).
 
     Args:
         folder: folder of the `.skeleton` files; those of other setups and actions than the benchmark's are ignored.
         benchmark: one of `BENCHMARKS`.
         split: "train" or "test".
+        frames: frames T of every clip; None keeps those that each clip has and pads with zeros to 300, so that the
+            training split of NTU-60 takes 7 GB of memory.
+        recipe: "resize", which is `transforms.preprocess` (centred on joint 21 per frame and body, resized to
+            `frames`, with `align` turned to face the camera), or "scd_net", "sds_cl" or "std_cl", which prepare clips
+            as these methods do (`skelops.data.recipes`).
         missing: recordings to leave out: their names, or a text file of names such as the one published with the set
             (302 recordings of NTU-60, 535 of NTU-120, whose skeletons are missing or incomplete).
         cache: folder of the cache file; None is $SKELOPS_CACHE, else ~/.cache/skelops.
@@ -210,6 +216,7 @@ def load(
         raise ValueError(f"benchmark: expected one of {', '.join(BENCHMARKS)}, got {benchmark!r}")
     if split not in ("train", "test"):
         raise ValueError(f"split: expected train or test, got {split!r}")
+    check_recipe(recipe)
     chosen, left_out = BENCHMARKS[benchmark], _load_names(missing)
     files, fields = [], []
     for file in sorted(Path(folder).glob("*.skeleton")):
@@ -221,13 +228,16 @@ def load(
     rows = [row for row, training in enumerate(in_training) if training == (split == "train")]
     if not rows:
         raise ValueError(f"folder: expected .skeleton files of {benchmark}, {split} split, found none in {folder}")
-    path = cache_folder(cache) / f"ntu-{digest(files, frames, align)}.npy"
+    path = cache_folder(cache) / f"ntu-{digest(files, FORMAT, recipe, frames, align)}.npy"
 
     def fill(array: np.ndarray) -> None:
         for start in range(0, len(files), _BLOCK):
-            array[start : start + _BLOCK] = _read_block(files[start : start + _BLOCK], frames, align).numpy()
+            block = slice(start, start + _BLOCK)
+            clips, lengths = _read_block(files[block], recipe, frames, align)
+            array["clip"][block], array["length"][block] = clips, lengths
 
-    clips = cached_array(path, (len(files), 3, frames, NUM_JOINTS, NUM_BODIES), np.float32, fill)
+    clips = cached_array(path, (len(files),), record(frames), fill)
     labels = torch.tensor([fields[row][4] - 1 for row in rows])
     names = tuple(f"A{action:03d}" for action in range(1, chosen.num_classes + 1))
-    return SkeletonDataset(torch.from_numpy(clips[rows]), labels, "ntu", names)
+    lengths = torch.from_numpy(clips["length"][rows].astype(np.int64))
+    return SkeletonDataset(torch.from_numpy(clips["clip"][rows]), labels, "ntu", names, lengths)

@@ -29,6 +29,8 @@ CLASS_NAMES = (
 SPLIT_VIEWS = {"train": (1, 2), "test": (3,)}
 NUM_JOINTS = 20
 SPINE = 1
+#: Of the cache file: another number makes those of earlier versions old.
+FORMAT = 1
 
 _NAME = re.compile(r"a(\d\d)_s(\d\d)_e(\d\d)_v(\d\d)\.json")
 # One record per frame, so that a single .npy holds clips of all lengths; `clip` counts the sorted file names.
@@ -112,8 +114,8 @@ def _read_frames(files: Sequence[Path]) -> np.ndarray:
 
 def _open_frames(files: Sequence[Path], cache: str | os.PathLike[str] | None) -> np.ndarray:
     """The frames of every readable clip, memory-mapped; written first where the cache has none or older ones."""
-    path = cache_folder(cache) / f"nw_ucla-{digest(files, _FRAME.descr)}.npy"
-    frames = open_array(path)
+    path = cache_folder(cache) / f"nw_ucla-{digest(files, FORMAT, _FRAME.descr)}.npy"
+    frames = open_array(path, _FRAME)
     if frames is None:
         frames = _read_frames(files)
         if len(frames):

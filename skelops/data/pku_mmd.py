@@ -21,9 +21,11 @@ from torch import Tensor
 from .cache import cache_folder, cached_array, digest
 from .dataset import SkeletonDataset
 from .ntu import NUM_BODIES, NUM_JOINTS
-from .transforms import pad, preprocess
+from .recipes import check_recipe, prepare, record
 
 NUM_CLASSES = 51
+#: Of the cache file: another number makes those of earlier versions old.
+FORMAT = 1
 #: Lists of the splits; part I has been published with either - or _ in these names.
 BENCHMARKS = {
     "pku1_xsub": "cross?subject.txt",
@@ -132,8 +134,10 @@ def read_split(folder: str | os.PathLike[str], benchmark: str) -> dict[str, list
     return dict(zip(("train", "test"), names, strict=True))
 
 
-def _clips(path: Path, actions: Sequence[Action], frames: int, align: bool) -> Tensor:
-    """The actions of a recording (n, 3, frames, 25, 2); one without a body in any frame is all zeros.
+def _clips(
+    path: Path, actions: Sequence[Action], recipe: str, frames: int | None, align: bool
+) -> tuple[Tensor, Tensor]:
+    """The actions of a recording (n, 3, frames, 25, 2) and their lengths (n,), 0 where no frame has a body.
 
     Frames without a body are left out, as of NTU RGB+D; bodies keep the places that they have in the file.
     """
@@ -141,8 +145,9 @@ def _clips(path: Path, actions: Sequence[Action], frames: int, align: bool) -> T
     present = (recording != 0).any((1, 2, 3))
     absent = np.zeros((1, *recording.shape[1:]), np.float32)
     parts = [recording[start:end][present[start:end]] for _, start, end in actions]
-    clips, lengths = pad([torch.from_numpy(part if len(part) else absent).permute(3, 0, 2, 1) for part in parts])
-    return preprocess(clips, lengths, "ntu", frames, align=align)
+    clips = [torch.from_numpy(part if len(part) else absent).permute(3, 0, 2, 1) for part in parts]
+    prepared, lengths = prepare(clips, recipe, frames, align)
+    return prepared, lengths * torch.tensor([len(part) > 0 for part in parts])
 
 
 def load(
@@ -150,26 +155,30 @@ def load(
     benchmark: str = "pku1_xsub",
     split: str = "train",
     *,
-    frames: int = 64,
+    frames: int | None = 64,
+    recipe: str = "resize",
     align: bool = True,
     cache: str | os.PathLike[str] | None = None,
 ) -> SkeletonDataset:
-    """The set as one tensor (N, 3, frames, 25, 2): a clip per labelled action, through `transforms.preprocess` (centred
-    on joint 21 per frame and body, resized to `frames`, with `align` turned to face the camera).
+    """The set as one tensor (N, 3, frames, 25, 2): a clip per labelled action, prepared by a recipe.
 
     The first call parses every recording of the benchmark, both splits, into one memory-mapped file in the cache folder
-    (38 kB a clip at 64 frames). An action without a body in any of its frames is left out, with a warning, as the
-    readers of published methods do; frames past the end of a recording are none.
+    (38 kB a clip at 64 frames, 180 kB a whole one). An action without a body in any of its frames is left out, with a
+    warning, as the readers of published methods do; frames past the end of a recording are none.
 
     Args:
         folder: folder of ``skeleton``, ``label`` and the lists of the splits.
         benchmark: one of `BENCHMARKS`; both parts have 51 classes, of which part II uses 41.
         split: "train" or "test".
+        frames: frames T of every clip; None keeps those that each clip has, of longer ones 300, and pads with zeros to
+            300.
+        recipe, align: see `skelops.data.ntu.load`.
         cache: folder of the cache file; None is $SKELOPS_CACHE, else ~/.cache/skelops.
 
     Raises:
         ValueError: bad argument, missing or malformed files; names file and line.
     """
+    check_recipe(recipe)
     names = read_split(folder, benchmark)
     if split not in names:
         raise ValueError(f"split: expected train or test, got {split!r}")
@@ -180,25 +189,26 @@ def load(
         if not file.is_file():
             raise ValueError(f"folder: expected {file}, which is listed in a split, found none")
     actions = [read_actions(Path(folder, "label", file.name)) for file in skeletons]
-    path = cache_folder(cache) / f"pku_mmd-{digest(skeletons, actions, frames, align)}.npy"
+    path = cache_folder(cache) / f"pku_mmd-{digest(skeletons, FORMAT, actions, recipe, frames, align)}.npy"
 
     def fill(array: np.ndarray) -> None:
         start = 0
         for file, labelled in zip(skeletons, actions, strict=True):
             if labelled:
-                array[start : start + len(labelled)] = _clips(file, labelled, frames, align).numpy()
+                block = slice(start, start + len(labelled))
+                array["clip"][block], array["length"][block] = _clips(file, labelled, recipe, frames, align)
             start += len(labelled)
 
-    shape = (sum(map(len, actions)), 3, frames, NUM_JOINTS, NUM_BODIES)
-    clips = cached_array(path, shape, np.float32, fill)
-    in_split = [name in chosen for name, labelled in zip(recordings, actions, strict=True) for _ in labelled]
-    kept = torch.from_numpy(clips[np.array(in_split, bool)])
-    labels = torch.tensor([action.label for labelled in actions for action in labelled])[torch.tensor(in_split)]
-    present = kept.flatten(1).any(1)
-    if not present.all():
-        warnings.warn(f"left out {int((~present).sum())} of {len(kept)} actions, which show no body", stacklevel=2)
-        kept, labels = kept[present], labels[present]
-    if not len(kept):
+    clips = cached_array(path, (sum(map(len, actions)),), record(frames), fill)
+    in_split = np.array([name in chosen for name, labelled in zip(recordings, actions, strict=True) for _ in labelled])
+    rows = np.flatnonzero(in_split)
+    lengths = clips["length"][rows].astype(np.int64)
+    if not lengths.all():
+        warnings.warn(f"left out {(lengths == 0).sum()} of {len(rows)} actions, which show no body", stacklevel=2)
+        rows, lengths = rows[lengths > 0], lengths[lengths > 0]
+    if not len(rows):
         raise ValueError(f"folder: expected actions of {benchmark}, {split} split, found none in {folder}")
+    labels = torch.tensor([action.label for labelled in actions for action in labelled])[rows]
     class_names = tuple(f"A{action:02d}" for action in range(1, NUM_CLASSES + 1))
-    return SkeletonDataset(kept, labels, "ntu", class_names)
+    kept = torch.from_numpy(clips["clip"][rows])
+    return SkeletonDataset(kept, labels, "ntu", class_names, torch.from_numpy(lengths))

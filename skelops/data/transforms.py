@@ -31,6 +31,12 @@ def _present(clips: Tensor) -> Tensor:
     return (clips != 0).any(3, keepdim=True).any(1, keepdim=True)
 
 
+def _first_body(clips: Tensor) -> Tensor:
+    """Of every frame the first body that is there: (N, C, T, V, M) to (N, C, T, V, 1)."""
+    index = _present(clips).int().argmax(4, keepdim=True)
+    return clips.gather(4, index.expand(*clips.shape[:4], 1))
+
+
 def _check_lengths(clips: Tensor, lengths: Tensor, frames: int) -> Tensor:
     """The lengths as (N, 1) on the device of the clips. Their values are checked where that waits for no GPU."""
     _check(clips)
@@ -62,12 +68,12 @@ def center(clips: Tensor, layout: str | Layout) -> Tensor:
 
 
 def center_start(clips: Tensor, joint: int) -> Tensor:
-    """Subtract the place of a joint of the first body in the first frame from every joint of every frame, so that a
-    clip keeps its way through the room."""
+    """Subtract the place of a joint of the first body that is there in the first frame from every joint of every frame,
+    so that a clip keeps its way through the room."""
     _check(clips)
     if not 0 <= joint < clips.shape[3]:
         raise ValueError(f"joint: expected 0 to {clips.shape[3] - 1}, got {joint}")
-    return torch.where(_present(clips), clips - clips[:, :, :1, joint : joint + 1, :1], 0)
+    return torch.where(_present(clips), clips - _first_body(clips[:, :, :1])[:, :, :, joint, None], 0)
 
 
 def unit_box(clips: Tensor) -> Tensor:
