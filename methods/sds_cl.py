@@ -16,10 +16,10 @@ from torch import Generator, Tensor, nn
 import skelops
 from skelops.data.transforms import motion_stream
 from skelops.nn import Linear, TemporalConv
+from skelops.nn.joint_attention import SLOPE
 from skelops.nn.scaled import ConvNorm, initialise, join
 from skelops.ops.squeeze_pool import SqueezePool
 
-SLOPE = 0.1
 #: Which token sets are contrasted, of (intra joint, intra motion, inter joint, inter motion).
 PAIRS = ((0, 1), (0, 3), (1, 2), (2, 3))
 

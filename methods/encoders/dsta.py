@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from skelops.graphs import Layout
 from skelops.nn import JointAttentionBlock
+from skelops.nn.joint_attention import SLOPE
 from skelops.nn.scaled import ConvNorm, join
 
 
@@ -47,7 +48,7 @@ class DSTA(Encoder):
 
     def feature_map(self, clips: Tensor) -> Tensor:
         """The last map (N * M, 4 width, ceil(T / 4), V), clip-major."""
-        x = join(self.input_map(self._bodies(clips, None)), negative_slope=0.1)
+        x = join(self.input_map(self._bodies(clips, None)), negative_slope=SLOPE)
         for block in self.graph_layers:
             x = self._run(block, x)
         return x
