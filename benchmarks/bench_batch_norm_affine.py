@@ -25,8 +25,8 @@ def eager(
     return scale, bias.float() - mean.float() * scale
 
 
-def fused(sum: Tensor, square_sum: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
-    return skelops.batch_norm_affine(sum, square_sum, COUNT, *others)
+def fused(total: Tensor, square_sum: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+    return skelops.batch_norm_affine(total, square_sum, COUNT, *others)
 
 
 def case(C: int, dtype: torch.dtype) -> Case:

@@ -117,6 +117,18 @@ def test_constant_channels_and_empty_maps() -> None:
     skelops.batch_norm_affine(torch.zeros(70).double(), torch.zeros(70).double(), 0, None, None, *running)
     assert all(torch.equal(a, b) for a, b in zip(running, before, strict=True))
     assert shift.isfinite().all()
+    none = torch.zeros(1, dtype=torch.float64)
+    for momentum in (0.1, torch.tensor([0.1])):
+        skelops.batch_norm_affine(none.expand(70), none.expand(70), none, None, None, *running, momentum=momentum)
+        assert all(torch.equal(a, b) for a, b in zip(running, before, strict=True))
+
+
+@pytest.mark.usefixtures("kernels")
+def test_nan_goes_through() -> None:
+    total, square_sum = eager_sums(torch.randn(SHAPE))
+    square_sum[3] = torch.nan
+    scale, shift = skelops.batch_norm_affine(total, square_sum, COUNT, None, None)
+    assert scale.isnan().nonzero().tolist() == shift.isnan().nonzero().tolist() == [[3]]
 
 
 @pytest.mark.usefixtures("kernels")
@@ -169,6 +181,9 @@ def test_bad_input() -> None:
         skelops.batch_norm_affine(*sums, COUNT, weight, bias, torch.zeros(70))
     with pytest.raises(ValueError, match=r"running_mean: expected tensors of C=70 channels together, got \[3, 4\]"):
         skelops.batch_norm_affine(*sums, COUNT, weight, bias, *[[torch.zeros(3), torch.zeros(4)]] * 2)
+    for dtype in (torch.bfloat16, torch.float16, torch.int64, float):
+        with pytest.raises(TypeError, match=f"dtype: expected torch.float32 or torch.float64, got {dtype}"):
+            skelops.batch_norm_affine(*sums, COUNT, weight, bias, dtype=dtype)
     with pytest.raises(ValueError, match="count: expected more than 1 value per channel in training, got 1"):
         skelops.batch_norm_affine(*sums, 1, weight, bias)
 

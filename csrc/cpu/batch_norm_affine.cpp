@@ -10,7 +10,10 @@ using torch::headeronly::ScalarType;
 
 const double* doubles(const Tensor& x) { return static_cast<const double*>(x.const_data_ptr()); }
 
-float* writable(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
+float* writable(const Tensor& x) {
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "kernels give float32");
+  return static_cast<float*>(x.mutable_data_ptr());
+}
 
 std::optional<Tensor> floating(const std::optional<Tensor>& x) { return x ? std::optional(to_float(*x)) : std::nullopt; }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from skelops.ops.batch_norm_affine import reference
 
 
 def batch_norm_affine(
-    sum: Tensor,
+    total: Tensor,
     square_sum: Tensor,
     count: int | Tensor,
     weight: Tensor | None,
@@ -31,7 +30,7 @@ def batch_norm_affine(
 
     ::
 
-        mean  = sum / count,                    variance = square_sum / count - mean^2
+        mean  = total / count,                  variance = square_sum / count - mean^2
         scale = weight / sqrt(variance + eps),  shift    = bias - mean * scale
         running_mean += momentum * (mean - running_mean)
         running_var  += momentum * (variance * count / (count - 1) - running_var)
@@ -39,7 +38,7 @@ def batch_norm_affine(
     as torch.nn.BatchNorm2d does in training. Computed in float64. The sums, ``weight`` and ``bias`` have gradients.
 
     Args:
-        sum, square_sum: (C,) float64, as ops with ``stats=True`` and `skelops.channel_sums` give them.
+        total, square_sum: (C,) float64, as ops with ``stats=True`` and `skelops.channel_sums` give them.
         count: elements per channel, n = B T V; a float64 tensor of one element where the sums come from several
             processes. Without elements the running statistics stay as they are.
         weight, bias: (C,), or None for ones and zeros.
@@ -47,29 +46,33 @@ def batch_norm_affine(
             other, as those of BatchNorms side by side.
         momentum: share of the new statistics, or a tensor of one element of the dtype of ``running_mean``.
         eps: added to the variance.
-        dtype: of the results; float64 for a float64 map.
+        dtype: of the results, float32; float64 for a float64 map.
 
     Returns:
         ``scale``, ``shift`` (C,).
 
     Raises:
-        TypeError: a tensor is of the wrong dtype.
+        TypeError: a tensor is of the wrong dtype, or ``dtype`` neither torch.float32 nor torch.float64.
         ValueError: shapes or devices do not fit together, ``count`` is 1, or one of the running statistics is missing.
     """
     means, variances = _as_parts(running_mean), _as_parts(running_var)
     # Called for every normalisation of an encoder: the message is put together where there is one to give.
-    if not (_fits(sum, square_sum, weight, bias) and _are_parts(sum, means) and _are_parts(sum, variances)):
-        _refuse(sum, square_sum, weight, bias, means, variances)
+    if not (_fits(total, square_sum, weight, bias) and _are_parts(total, means) and _are_parts(total, variances)):
+        _refuse(total, square_sum, weight, bias, means, variances)
     if (len(means) == 0) != (len(variances) == 0):
         missing = "running_var" if len(means) else "running_mean"
         raise ValueError(f"{missing}: expected both running_mean and running_var or none, got None")
+    if dtype is not torch.float32 and dtype is not torch.float64:
+        raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
     if isinstance(count, Tensor):
-        scale, shift, mean, variance = reference.batch_norm_affine(sum, square_sum, count, weight, bias, eps, dtype)
+        scale, shift, mean, variance = reference.batch_norm_affine(total, square_sum, count, weight, bias, eps, dtype)
         mean, variance = mean.detach(), variance.detach()
+        # Whether there are elements is not read on the host.
+        momentum = (count > 0).to(torch.float64) * momentum
     elif count == 1:
         raise ValueError("count: expected more than 1 value per channel in training, got 1")
     else:
-        scale, shift, mean, variance = _op(sum, square_sum, count, weight, bias, eps, dtype)
+        scale, shift, mean, variance = _op(total, square_sum, count, weight, bias, eps, dtype)
     if isinstance(count, Tensor) or count > 0:
         for parts, new in ((means, mean), (variances, variance)):
             _update(parts, new, momentum)
@@ -84,25 +87,28 @@ def _update(parts: Sequence[Tensor], new: Tensor, momentum: float | Tensor) -> N
     """Moves running statistics towards new ones (C,), of which each part has its share."""
     news = new.split([len(part) for part in parts]) if len(parts) > 1 else (new,)
     for part, share in zip(parts, news, strict=False):
-        part.lerp_(share if share.dtype == part.dtype else share.to(part.dtype), momentum)
+        weight = momentum.to(part.dtype) if isinstance(momentum, Tensor) else momentum
+        part.lerp_(share if share.dtype == part.dtype else share.to(part.dtype), weight)
 
 
-def _are_parts(sum: Tensor, parts: Sequence[Any]) -> bool:
+def _are_parts(total: Tensor, parts: Sequence[Any]) -> bool:
     """Whether running statistics fit the sums, as far as these are right."""
     channels = 0
     for part in parts:
-        if not isinstance(part, Tensor) or part.dim() != 1 or not part.is_floating_point() or part.device != sum.device:
+        if not isinstance(part, Tensor) or part.dim() != 1 or not part.is_floating_point():
+            return False
+        if part.device != total.device:
             return False
         channels += len(part)
-    return len(parts) == 0 or channels == len(sum)
+    return len(parts) == 0 or channels == len(total)
 
 
-def _fits(sum: Any, *parts: Any) -> bool:
-    if not isinstance(sum, Tensor) or sum.dtype != torch.float64 or sum.dim() != 1:
+def _fits(total: Any, *parts: Any) -> bool:
+    if not isinstance(total, Tensor) or total.dtype != torch.float64 or total.dim() != 1:
         return False
     if not isinstance(parts[0], Tensor) or parts[0].dtype != torch.float64:
         return False
-    shape, device = sum.shape, sum.device
+    shape, device = total.shape, total.device
     return all(
         part is None
         or (isinstance(part, Tensor) and part.shape == shape and part.device == device and part.is_floating_point())
@@ -111,7 +117,7 @@ def _fits(sum: Any, *parts: Any) -> bool:
 
 
 def _refuse(
-    sum: Tensor,
+    total: Tensor,
     square_sum: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -119,21 +125,21 @@ def _refuse(
     variances: Sequence[Tensor],
 ) -> None:
     shapes = Shapes()
-    for name, part in (("sum", sum), ("square_sum", square_sum)):
+    for name, part in (("total", total), ("square_sum", square_sum)):
         shapes.check(name, part, "C")
         if part.dtype != torch.float64:
             raise TypeError(f"{name}: expected torch.float64, got {part.dtype}")
     for name, given in (("weight", weight), ("bias", bias)):
         if given is not None:
             shapes.check(name, given, "C")
-    same_device(sum=sum, square_sum=square_sum, weight=weight, bias=bias)
+    same_device(total=total, square_sum=square_sum, weight=weight, bias=bias)
     for name, parts in (("running_mean", means), ("running_var", variances)):
         for part in parts:
             (shapes if len(parts) == 1 else Shapes()).check(name, part, "C")
-            same_device(**{"sum": sum, name: part})
+            same_device(**{"total": total, name: part})
         channels = [len(part) for part in parts]
-        if parts and builtins.sum(channels) != len(sum):
-            raise ValueError(f"{name}: expected tensors of C={len(sum)} channels together, got {channels}")
+        if parts and sum(channels) != len(total):
+            raise ValueError(f"{name}: expected tensors of C={len(total)} channels together, got {channels}")
 
 
 class _SumsOp(Op):
@@ -144,7 +150,7 @@ class _SumsOp(Op):
 
 
 def _outputs(
-    sum: Tensor,
+    total: Tensor,
     square_sum: Tensor,
     count: int,
     weight: Tensor | None,
@@ -152,33 +158,33 @@ def _outputs(
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    scale = sum.new_empty(sum.shape, dtype=dtype)
+    scale = total.new_empty(total.shape, dtype=dtype)
     # Half the time of a new_empty that is told a dtype.
-    return scale, scale.new_empty(sum.shape), scale.new_empty(sum.shape), scale.new_empty(sum.shape)
+    return scale, scale.new_empty(total.shape), scale.new_empty(total.shape), scale.new_empty(total.shape)
 
 
 def _backward_outputs(
     grad_scale: Tensor,
     grad_shift: Tensor,
-    sum: Tensor,
+    total: Tensor,
     square_sum: Tensor,
     count: int,
     weight: Tensor | None,
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_weight = sum.new_empty(0) if weight is None else weight.new_empty(weight.shape)
-    return sum.new_empty(sum.shape), sum.new_empty(sum.shape), grad_weight
+    grad_weight = total.new_empty(0) if weight is None else weight.new_empty(weight.shape)
+    return total.new_empty(total.shape), total.new_empty(total.shape), grad_weight
 
 
 _op = _SumsOp(
-    "batch_norm_affine(Tensor sum, Tensor square_sum, SymInt count, Tensor? weight, Tensor? bias, float eps,"
+    "batch_norm_affine(Tensor total, Tensor square_sum, SymInt count, Tensor? weight, Tensor? bias, float eps,"
     " ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.batch_norm_affine,
     outputs=_outputs,
 )
 _op_backward = _SumsOp(
-    "batch_norm_affine_backward(Tensor grad_scale, Tensor grad_shift, Tensor sum, Tensor square_sum, SymInt count,"
+    "batch_norm_affine_backward(Tensor grad_scale, Tensor grad_shift, Tensor total, Tensor square_sum, SymInt count,"
     " Tensor? weight, float eps, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
     reference=reference.batch_norm_affine_backward,
     outputs=_backward_outputs,
@@ -186,24 +192,24 @@ _op_backward = _SumsOp(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    sum, square_sum, ctx.count, weight, bias, ctx.eps, ctx.dtype = inputs
+    total, square_sum, ctx.count, weight, bias, ctx.eps, ctx.dtype = inputs
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(sum, square_sum, weight)
+    ctx.save_for_backward(total, square_sum, weight)
 
 
 def _backward(
     ctx: Any, grad_scale: Tensor | None, grad_shift: Tensor | None, *unused: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    sum, square_sum, weight = ctx.saved_tensors
+    total, square_sum, weight = ctx.saved_tensors
     grad_scale, grad_shift = (
-        sum.new_zeros(sum.shape, dtype=ctx.dtype) if g is None else g for g in (grad_scale, grad_shift)
+        total.new_zeros(total.shape, dtype=ctx.dtype) if g is None else g for g in (grad_scale, grad_shift)
     )
     needs = ctx.needs_input_grad
     gradients: tuple[Tensor | None, ...] = (None, None, None)
     if needs[0] or needs[1] or needs[3]:
-        gradients = _op_backward(grad_scale, grad_shift, sum, square_sum, ctx.count, weight, ctx.eps, ctx.dtype)
+        gradients = _op_backward(grad_scale, grad_shift, total, square_sum, ctx.count, weight, ctx.eps, ctx.dtype)
     grad_sum, grad_square_sum, grad_weight = gradients
     return (
         grad_sum if needs[0] else None,

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 
-def _moments(sum: Tensor, square_sum: Tensor, count: int | Tensor) -> tuple[Tensor, Tensor]:
+def _moments(total: Tensor, square_sum: Tensor, count: int | Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance; zeros where there is no element."""
     n = max(count, 1) if isinstance(count, int) else count.clamp(min=1)
-    mean = sum / n
+    mean = total / n
     return mean, (square_sum / n - mean.square()).clamp(min=0)
 
 
 def batch_norm_affine(
-    sum: Tensor,
+    total: Tensor,
     square_sum: Tensor,
     count: int | Tensor,
     weight: Tensor | None,
@@ -22,7 +22,7 @@ def batch_norm_affine(
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    mean, variance = _moments(sum, square_sum, count)
+    mean, variance = _moments(total, square_sum, count)
     inverse = (variance + eps).rsqrt()
     scale = inverse if weight is None else inverse * weight
     shift = -mean * scale if bias is None else bias - mean * scale
@@ -33,7 +33,7 @@ def batch_norm_affine(
 def batch_norm_affine_backward(
     grad_scale: Tensor,
     grad_shift: Tensor,
-    sum: Tensor,
+    total: Tensor,
     square_sum: Tensor,
     count: int,
     weight: Tensor | None,
@@ -41,13 +41,13 @@ def batch_norm_affine_backward(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     n = max(count, 1)
-    mean, variance = _moments(sum, square_sum, count)
+    mean, variance = _moments(total, square_sum, count)
     inverse = (variance + eps).rsqrt()
     grad_shift = grad_shift.to(torch.float64)
     # shift = bias - mean * scale, scale = weight * inverse, inverse = (E[x^2] - E[x]^2 + eps)^-1/2
-    total = grad_scale - mean * grad_shift
-    scale, grad_inverse = (inverse, total) if weight is None else (inverse * weight, total * weight)
+    of_scale = grad_scale - mean * grad_shift
+    scale, grad_inverse = (inverse, of_scale) if weight is None else (inverse * weight, of_scale * weight)
     grad_square = -0.5 * grad_inverse * inverse**3
     grad_mean = -scale * grad_shift - 2 * mean * grad_square
-    grad_weight = sum.new_empty(0) if weight is None else (total * inverse).to(weight.dtype)
+    grad_weight = total.new_empty(0) if weight is None else (of_scale * inverse).to(weight.dtype)
     return grad_mean / n, grad_square / n, grad_weight

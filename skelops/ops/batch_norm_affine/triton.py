@@ -11,18 +11,19 @@ from skelops._triton import launch, tile
 
 
 @triton.jit
-def _moments(sum, square_sum, c, here, n, eps):
-    mean = tl.load(sum + c, mask=here, other=0.0) / n
-    variance = tl.maximum(tl.load(square_sum + c, mask=here, other=0.0) / n - mean * mean, 0.0)
+def _moments(total, square_sum, c, here, n, eps):
+    mean = tl.load(total + c, mask=here, other=0.0) / n
+    variance = tl.load(square_sum + c, mask=here, other=0.0) / n - mean * mean
+    variance = tl.where(variance < 0.0, 0.0, variance)
     return mean, variance, 1.0 / tl.sqrt(variance + tl.cast(eps, tl.float64))
 
 
 @triton.jit
-def _forward(sum, square_sum, weight, bias, scale, shift, mean, variance, C, n, unbiased, eps, BC: tl.constexpr):
+def _forward(total, square_sum, weight, bias, scale, shift, mean, variance, C, n, unbiased, eps, BC: tl.constexpr):
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     here = c < C
     n = tl.cast(n, tl.float64)
-    mu, biased, factor = _moments(sum, square_sum, c, here, n, eps)
+    mu, biased, factor = _moments(total, square_sum, c, here, n, eps)
     if weight is not None:
         factor *= tl.load(weight + c, mask=here, other=0.0).to(tl.float64)
     offset = -mu * factor
@@ -36,28 +37,28 @@ def _forward(sum, square_sum, weight, bias, scale, shift, mean, variance, C, n, 
 
 @triton.jit
 def _backward(
-    grad_scale, grad_shift, sum, square_sum, weight, grad_sum, grad_square_sum, grad_weight, C, n, eps,
+    grad_scale, grad_shift, total, square_sum, weight, grad_sum, grad_square_sum, grad_weight, C, n, eps,
     BC: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     here = c < C
     n = tl.cast(n, tl.float64)
-    mean, _, inverse = _moments(sum, square_sum, c, here, n, eps)
+    mean, _, inverse = _moments(total, square_sum, c, here, n, eps)
     of_shift = tl.load(grad_shift + c, mask=here, other=0.0).to(tl.float64)
-    total = tl.load(grad_scale + c, mask=here, other=0.0).to(tl.float64) - mean * of_shift
+    of_scale = tl.load(grad_scale + c, mask=here, other=0.0).to(tl.float64) - mean * of_shift
     if weight is not None:
         # By way of float32: not every conversion of float64 exists.
-        tl.store(grad_weight + c, (total * inverse).to(tl.float32), mask=here)
+        tl.store(grad_weight + c, (of_scale * inverse).to(tl.float32), mask=here)
         factor = tl.load(weight + c, mask=here, other=0.0).to(tl.float64)
-        total *= factor
+        of_scale *= factor
         of_shift *= factor
-    of_square = -0.5 * total * inverse * inverse * inverse
+    of_square = -0.5 * of_scale * inverse * inverse * inverse
     tl.store(grad_sum + c, (-inverse * of_shift - 2.0 * mean * of_square) / n, mask=here)
     tl.store(grad_square_sum + c, of_square / n, mask=here)
 
 
 def batch_norm_affine(
-    sum: Tensor,
+    total: Tensor,
     square_sum: Tensor,
     count: int,
     weight: Tensor | None,
@@ -66,16 +67,16 @@ def batch_norm_affine(
     dtype: torch.dtype,
     outputs: list[Tensor],
 ) -> None:
-    C, sizes = sum.numel(), tile("batch_norm_affine", sum.device)
-    inputs = (p if p is None else p.contiguous() for p in (sum, square_sum, weight, bias))
+    C, sizes = total.numel(), tile("batch_norm_affine", total.device)
+    inputs = (p if p is None else p.contiguous() for p in (total, square_sum, weight, bias))
     n, unbiased = max(count, 1), max(count - 1, 1)
-    launch(_forward, (triton.cdiv(C, sizes["BC"]),), sum.device, *inputs, *outputs, C, n, unbiased, eps, **sizes)
+    launch(_forward, (triton.cdiv(C, sizes["BC"]),), total.device, *inputs, *outputs, C, n, unbiased, eps, **sizes)
 
 
 def batch_norm_affine_backward(
     grad_scale: Tensor,
     grad_shift: Tensor,
-    sum: Tensor,
+    total: Tensor,
     square_sum: Tensor,
     count: int,
     weight: Tensor | None,
@@ -83,10 +84,10 @@ def batch_norm_affine_backward(
     dtype: torch.dtype,
     outputs: list[Tensor],
 ) -> None:
-    C, sizes = sum.numel(), tile("batch_norm_affine", sum.device)
-    inputs = (p if p is None else p.contiguous() for p in (grad_scale, grad_shift, sum, square_sum, weight))
+    C, sizes = total.numel(), tile("batch_norm_affine", total.device)
+    inputs = (p if p is None else p.contiguous() for p in (grad_scale, grad_shift, total, square_sum, weight))
     grad_sum, grad_square_sum, grad_weight = outputs
     launch(
-        _backward, (triton.cdiv(C, sizes["BC"]),), sum.device, *inputs, grad_sum, grad_square_sum,
+        _backward, (triton.cdiv(C, sizes["BC"]),), total.device, *inputs, grad_sum, grad_square_sum,
         None if weight is None else grad_weight, C, max(count, 1), eps, **sizes,
     )  # fmt: skip
