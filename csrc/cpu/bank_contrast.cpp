@@ -72,8 +72,7 @@ void forward(const Tensor& features, const Tensor& labels, const Tensor& bank, c
 
   const Tensor rows = torch::stable::contiguous(features), slots = torch::stable::contiguous(bank);
   const auto count = static_cast<int64_t>(anchors.size());
-  // An odd number of cache lines between rows keeps a column of them from falling into a few sets of the cache.
-  const int64_t pitch = (places / kChannelPad | 1) * kChannelPad;
+  const int64_t pitch = odd_pitch(places);
   // So many anchors at a time that the similarities of a bank of usual size stay in the cache.
   const int64_t block = std::min(count, std::clamp<int64_t>((1 << 22) / pitch, kChannelPad, 64));
   std::vector<float> losses(count);

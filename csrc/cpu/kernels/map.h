@@ -9,6 +9,10 @@ namespace skelops {
 constexpr int64_t kChannelPad = 16;
 inline int64_t padded(int64_t channels) { return (channels + kChannelPad - 1) / kChannelPad * kChannelPad; }
 
+// The distance of rows of n floats. An odd number of cache lines between rows keeps a column of them from falling into a few
+// sets of the cache.
+inline int64_t odd_pitch(int64_t n) { return (padded(n) / kChannelPad | 1) * kChannelPad; }
+
 // Contiguous (B, C, T, V), or channels_last (B, T, V, C); the next sample lies pitch * T * V elements on. The pitch is C,
 // or the channels of the wider map that this is a slice of; in a channels_last map, it is also how far apart the rows
 // (b, t, v) are.

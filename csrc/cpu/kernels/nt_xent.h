@@ -17,11 +17,9 @@ struct NTXent {
   const float* rates;    // backward: the gradient of each pair's loss, times scale / (2 P N) (G,)
   void* gradient;        // backward: of the tokens (S, N, P, D), contiguous
 
-  // An odd number of cache lines between rows keeps a column of them from falling into a few sets of the cache.
-  static int64_t pitch(int64_t n) { return (padded(n) / kChannelPad | 1) * kChannelPad; }
-  int64_t width() const { return padded(P); }                // of a set, where tokens lie along the lanes
-  int64_t row_pitch() const { return pitch(D); }             // of rows that are tokens
-  int64_t column_pitch() const { return pitch(S * width()); }  // of rows in which all sets lie one after the other
+  int64_t width() const { return padded(P); }                    // of a set, where tokens lie along the lanes
+  int64_t row_pitch() const { return odd_pitch(D); }                // of rows that are tokens
+  int64_t column_pitch() const { return odd_pitch(S * width()); }  // of rows in which all sets lie one after the other
 
   // The unit of work: some tokens of a set. Neighbours are of different sets, as the first sets have more to multiply.
   static constexpr int64_t kTokens = 48;

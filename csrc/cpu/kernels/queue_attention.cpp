@@ -4,6 +4,7 @@
 #include "queue_attention.h"
 
 #include "gemm.h"
+#include "map.h"
 
 namespace skelops::SKELOPS_LEVEL {
 namespace {
@@ -64,13 +65,10 @@ void pack_rows(const T* x, const Rows& rows, int64_t D, float* packed) {
 }
 
 // A tile of the queue in float32, in the orientation in which it lies; slot j, dimension d is data[j * slot + d * dim].
-// An odd number of cache lines between rows keeps a column of them from falling into a few sets of the cache.
 struct Tile {
   float* data;
   int64_t slot, dim;
 };
-
-constexpr int64_t padded(int64_t n) { return ((n + 15) / 16 | 1) * 16; }
 
 template <typename T>
 void copy_rows(const T* from, int64_t stride, int64_t rows, int64_t columns, float* to, int64_t ld) {
@@ -85,16 +83,16 @@ template <typename T>
 Tile load_tile(const QueuePass& p, int64_t j0, int64_t slots, float* data) {
   const T* from = static_cast<const T*>(p.queue) + j0 * p.slot_stride;
   if (p.dim_stride == 1) {
-    copy_rows(from, p.slot_stride, slots, p.D, data, padded(p.D));
-    return {data, padded(p.D), 1};
+    copy_rows(from, p.slot_stride, slots, p.D, data, odd_pitch(p.D));
+    return {data, odd_pitch(p.D), 1};
   }
   if (p.slot_stride == 1) {
-    copy_rows(from, p.dim_stride, p.D, slots, data, padded(slots));
-    return {data, 1, padded(slots)};
+    copy_rows(from, p.dim_stride, p.D, slots, data, odd_pitch(slots));
+    return {data, 1, odd_pitch(slots)};
   }
   for (int64_t j = 0; j < slots; ++j)
-    for (int64_t d = 0; d < p.D; ++d) data[j * padded(p.D) + d] = to_float(from[j * p.slot_stride + d * p.dim_stride]);
-  return {data, padded(p.D), 1};
+    for (int64_t d = 0; d < p.D; ++d) data[j * odd_pitch(p.D) + d] = to_float(from[j * p.slot_stride + d * p.dim_stride]);
+  return {data, odd_pitch(p.D), 1};
 }
 
 // C (M, N) = A (M, D) B (D, N), the sum over D in pieces: less rounding, and panels of B that fit the first cache.
@@ -178,7 +176,7 @@ void run_unit(const QueuePass& p, const QueueBackward* backward, int64_t block, 
   float* query = scratch(0, 2 * size);
   float* upstream = query + size;
   float* sums = p.out ? scratch(1, size) : nullptr;
-  float* tile_data = scratch(2, larger(kTile * padded(p.D), p.D * padded(kTile)));
+  float* tile_data = scratch(2, larger(kTile * odd_pitch(p.D), p.D * odd_pitch(kTile)));
   float* products = scratch(3, 2 * kTile * kWidest * kLanes);
   float* shares = products + kTile * kWidest * kLanes;
   float* lanes = scratch(4, 5 * padded_rows);
@@ -277,7 +275,7 @@ void gradient_weights_row(float* products, const float* shares, int64_t slots, f
 template <typename TQuery, typename TQueue>
 void run_few(const QueuePass& p, const QueueBackward* backward, int64_t block, int64_t chunk) {
   const Rows rows(p.N, p.blocks, block);
-  const int64_t n = rows.end - rows.begin, ld = padded(p.D), slot_ld = padded(kTile);
+  const int64_t n = rows.end - rows.begin, ld = odd_pitch(p.D), slot_ld = odd_pitch(kTile);
   if (n <= 0) return;
   float* query = scratch(0, n * p.D);
   float* sums = p.out ? scratch(1, n * ld) : nullptr;
