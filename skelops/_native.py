@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import torch
 
 FOLDER = Path(__file__).parent / "lib"
 BUILD_HINT = "build it with: pip install --no-build-isolation ."
-LEVELS = ("portable", "AVX2", "AVX-512", "AVX-512 BF16")
+#: Instruction sets of the CPU kernels: the values of SKELOPS_CPU_LEVEL, and what they are called.
+LEVELS = {"portable": "portable", "avx2": "AVX2", "avx512": "AVX-512", "avx512_bf16": "AVX-512 BF16"}
 
 
 def _report(part: str) -> str:
@@ -19,6 +21,17 @@ def _report(part: str) -> str:
     except (OSError, ValueError):
         reason = "no native build ran"
     return "it was built, but its file is gone" if reason == "built" else str(reason).splitlines()[0]
+
+
+def _check_level() -> None:
+    """SKELOPS_CPU_LEVEL, where it is set, names an instruction set, in capitals or not.
+
+    Raises:
+        ValueError: it does not.
+    """
+    wish = os.environ.get("SKELOPS_CPU_LEVEL")
+    if wish and wish.lower() not in LEVELS:
+        raise ValueError(f"SKELOPS_CPU_LEVEL: expected one of {', '.join(LEVELS)}, got {wish!r}")
 
 
 def _load(backend: str) -> str | None:
@@ -35,6 +48,7 @@ def _load(backend: str) -> str | None:
     return None
 
 
+_check_level()
 #: Why the kernels of a backend are missing, in one line; None where they are loaded.
 missing: dict[str, str | None] = {backend: _load(backend) for backend in ("cpu", "cuda")}
 
@@ -44,4 +58,4 @@ def instruction_set() -> str | None:
 
     The environment variable SKELOPS_CPU_LEVEL (portable, avx2, avx512, avx512_bf16) lowers it.
     """
-    return None if missing["cpu"] else LEVELS[torch.ops.skelops_cpu.instruction_set()]
+    return None if missing["cpu"] else list(LEVELS.values())[torch.ops.skelops_cpu.instruction_set()]

@@ -99,7 +99,14 @@ def test_a_missing_kernel_is_an_error_on_request(monkeypatch: pytest.MonkeyPatch
 def test_instruction_set_can_be_lowered() -> None:
     code = "from skelops import _native; print(_native.instruction_set())"
     assert run(code, SKELOPS_CPU_LEVEL="portable").stdout.strip() == "portable"
+    assert run(code, SKELOPS_CPU_LEVEL="Portable").stdout.strip() == "portable"
     assert run(code, SKELOPS_CPU_LEVEL="").stdout.strip() == _native.instruction_set()
+
+
+def test_an_unknown_instruction_set_is_refused() -> None:
+    result = run("import skelops", SKELOPS_CPU_LEVEL="avx-2")
+    message = "SKELOPS_CPU_LEVEL: expected one of portable, avx2, avx512, avx512_bf16, got 'avx-2'"
+    assert result.returncode != 0 and f"ValueError: {message}" in result.stderr
 
 
 def test_import_needs_torch_and_numpy_only() -> None:

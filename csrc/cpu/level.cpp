@@ -7,8 +7,9 @@
 #include <sys/mman.h>
 #endif
 
+#include <strings.h>
+
 #include <cstdlib>
-#include <cstring>
 #include <new>
 #include <string>
 
@@ -28,10 +29,11 @@ Level best() {
 
 Level chosen() {
   const char* wish = std::getenv("SKELOPS_CPU_LEVEL");
-  const Level limit = wish && !std::strcmp(wish, "portable") ? Level::portable
-                      : wish && !std::strcmp(wish, "avx2")   ? Level::avx2
-                      : wish && !std::strcmp(wish, "avx512") ? Level::avx512
-                                                             : Level::avx512_bf16;
+  const auto wished = [wish](const char* name) { return wish && !strcasecmp(wish, name); };
+  const Level limit = wished("portable") ? Level::portable
+                      : wished("avx2")   ? Level::avx2
+                      : wished("avx512") ? Level::avx512
+                                         : Level::avx512_bf16;  // the package refuses a name that is none
   return best() < limit ? best() : limit;
 }
 
