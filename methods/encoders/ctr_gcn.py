@@ -31,14 +31,14 @@ class CTRGCN(UnitEncoder):
         layout: joint layout, fixes V.
         in_channels: C, coordinates per joint.
         bodies: M; joints of every body are normalised apart.
-        width: w, a multiple of 8.
+        width: w, a multiple of 4.
         strategy: adjacency strategy of `skelops.graphs.adjacency` from which topologies start.
 
     Raises:
         ValueError: unknown layout or strategy, a size is out of range, or clips of another shape.
     """
 
-    multiples: ClassVar = {"width": 8}
+    multiples: ClassVar = {"width": 4}
 
     def __init__(
         self,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from skelops.methods.encoders.encoder import Encoder
 from torch import Tensor, nn
@@ -28,7 +26,7 @@ class HCN(Encoder):
         layout: joint layout, fixes V.
         in_channels: C, coordinates per joint.
         frames: T, which fixes the size of the linear layer; at least 16.
-        width: w, even.
+        width: w, at least 2.
         feature_dim: outputs of the linear layer.
         dropout: of whole channels after convolutions 4 to 6, and of features.
 
@@ -38,7 +36,6 @@ class HCN(Encoder):
 
     temporal_stride = 1
     pools_its_map = False
-    multiples: ClassVar = {"width": 2}
 
     def __init__(
         self,
@@ -54,6 +51,8 @@ class HCN(Encoder):
         )
         if frames < 16:
             raise ValueError(f"frames: expected at least 16, got {frames}")
+        if width < 2:
+            raise ValueError(f"width: expected at least 2, got {width}")
         self.frames, joints = frames, self.layout.num_joints
         self.dropout = nn.Dropout2d(dropout)
         self.feature_dropout = nn.Dropout(dropout)

@@ -85,7 +85,7 @@ class SCDEncoder(Encoder):
         in_channels: C, coordinates per joint.
         bodies: M.
         frames: T, which fixes the size of the embedding of joints.
-        width: w, a multiple of 8.
+        width: w, a multiple of 4.
         hidden_dim: width of the transformers.
         heads: of the transformers, a divisor of their width.
         dropout: of the transformers.
@@ -96,7 +96,7 @@ class SCDEncoder(Encoder):
 
     temporal_stride = 1
     pools_its_map = False
-    multiples: ClassVar = {"width": 8}
+    multiples: ClassVar = {"width": 4}
 
     def __init__(
         self,
