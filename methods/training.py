@@ -35,6 +35,16 @@ def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4)
 
 
+def check_one_device(trainer: pl.Trainer) -> None:
+    """The queue and the batch statistics of the key encoder are not synchronised between devices.
+
+    Raises:
+        ValueError: there are several.
+    """
+    if trainer.world_size > 1:
+        raise ValueError(f"trainer.devices: expected 1, got {trainer.world_size}")
+
+
 class Training(pl.LightningModule):
     """Trains a framework on random views of every clip.
 
@@ -63,6 +73,10 @@ class Training(pl.LightningModule):
         self.optimizer, self.decay, self.warmup = optimizer, decay, warmup
         self.generator: torch.Generator | None = None
         self._random_state: dict[str, Any] | None = None
+
+    def on_fit_start(self) -> None:
+        """Refuses several devices, whoever made the trainer."""
+        check_one_device(self.trainer)
 
     def on_train_start(self) -> None:
         """Seeds the generator of the augmentations, or puts all generators back to where the checkpoint had them."""

@@ -273,6 +273,10 @@ def test_interrupting_is_no_traceback(capsys: pytest.CaptureFixture[str], monkey
     assert capsys.readouterr().err == "skelops train: interrupted; a run resumes with --ckpt_path last\n"
 
 
+def test_minutes_of_tune_are_a_number(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--minutes: expected a number above zero, got nan" in one_line(capsys, "tune", "--minutes", "nan")
+
+
 @pytest.mark.usefixtures("train_extra", "here")
 @pytest.mark.parametrize("command", ["eval", "demo"])
 def test_what_cannot_resume_does_not_say_so(

@@ -26,7 +26,7 @@ from skelops.methods.evaluation import extract_features, in_batches
 from skelops.methods.report import claim_folder, write_summary
 from skelops.methods.std_cl import STDCL
 from skelops.methods.supervised import Supervised
-from skelops.methods.training import Training
+from skelops.methods.training import Training, check_one_device
 
 from skelops.cli import CommandError, user_errors
 
@@ -65,8 +65,7 @@ def last_checkpoint(runs: Path) -> Path:
 
 
 def check_trainer(settings: dict[str, Any]) -> None:
-    """Sees on a trainer that writes nothing whether the settings of ``trainer`` fit together and ask for one device:
-    the queue and the batch statistics of the key encoder are not synchronised.
+    """Sees on a trainer that writes nothing whether the settings of ``trainer`` fit together and ask for one device.
 
     Raises:
         ValueError: they do not.
@@ -80,8 +79,7 @@ def check_trainer(settings: dict[str, Any]) -> None:
         trainer = pl.Trainer(**{**settings, "logger": False, "callbacks": None, "enable_checkpointing": False})
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from error
-    if trainer.world_size > 1:
-        raise ValueError(f"trainer.devices: expected 1, got {trainer.world_size}")
+    check_one_device(trainer)
 
 
 class TrainCLI(LightningCLI):
