@@ -15,7 +15,7 @@ KINDS: dict[str, Callable[[torch.Tensor], bool]] = {
 
 
 class Shapes:
-    """Checks tensors against shapes written as words, and remembers what each letter stood for.
+    """Checks tensors against shapes written as words, and remembers what each letter stood for; a number is that size.
 
     >>> shapes = Shapes()
     >>> shapes.check("x", x, "B C T V")
@@ -28,16 +28,19 @@ class Shapes:
     def __getitem__(self, letter: str) -> int:
         return self.sizes[letter]
 
-    def check(self, name: str, value: Any, *shapes: str, dtype: str = "float") -> str:
+    def check(self, name: str, value: Any, *shapes: str, dtype: str | torch.dtype = "float") -> str:
         """Checks a tensor against one of several shapes; returns the one that fits.
 
         Raises:
-            TypeError: not a tensor, or not of the kind of dtype ("float", "integer", "bool or float").
+            TypeError: not a tensor, or not of the dtype or kind of dtype ("float", "integer", "bool or float").
             ValueError: the shape fits none; the message lists them with the sizes known so far.
         """
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-        if not KINDS[dtype](value):
+        if isinstance(dtype, torch.dtype):
+            if value.dtype != dtype:
+                raise TypeError(f"{name}: expected {dtype}, got {value.dtype}")
+        elif not KINDS[dtype](value):
             raise TypeError(f"{name}: expected a {dtype} tensor, got {value.dtype}")
         found = value.shape
         for shape in shapes:
@@ -46,7 +49,7 @@ class Shapes:
                 continue
             sizes = self.sizes.copy()
             for letter, size in zip(letters, found, strict=True):
-                if sizes.setdefault(letter, size) != size:
+                if (int(letter) if letter.isdecimal() else sizes.setdefault(letter, size)) != size:
                     break
             else:
                 self.sizes = sizes
@@ -54,6 +57,36 @@ class Shapes:
         expected = " or ".join("(" + ", ".join(shape.split()) + ")" for shape in shapes)
         known = ", ".join(f"{k}={v}" for k, v in self.sizes.items() if any(k in shape.split() for shape in shapes))
         raise ValueError(f"{name}: expected shape {expected}{' with ' + known if known else ''}, got {tuple(found)}")
+
+
+def not_empty(name: str, x: torch.Tensor) -> None:
+    """A map (B, C, T, V), or one whose channels are split, has channels, frames and joints. It may have no sample.
+
+    Raises:
+        ValueError: it lacks one of them.
+    """
+    if 0 in x.shape[1:]:
+        raise ValueError(f"{name}: expected at least one channel, frame and joint, got shape {tuple(x.shape)}")
+
+
+def has_elements(name: str, x: torch.Tensor) -> None:
+    """A weight has at least one element.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if x.numel() == 0:
+        raise ValueError(f"{name}: expected at least one element, got shape {tuple(x.shape)}")
+
+
+def has_width(name: str, x: torch.Tensor) -> None:
+    """Vectors (..., D) have at least one dimension.
+
+    Raises:
+        ValueError: D is 0.
+    """
+    if x.shape[-1] == 0:
+        raise ValueError(f"{name}: expected D of at least 1, got shape {tuple(x.shape)}")
 
 
 def same_device(**tensors: torch.Tensor | None) -> None:
@@ -130,10 +163,10 @@ def positive_integer(name: str, value: Any) -> None:
 
 
 def divides_channels(name: str, value: Any, C: int) -> None:
-    """``value`` is a positive integer that divides the channels, of which there is at least one.
+    """``value`` is a positive integer that divides the channels.
 
     Raises:
         ValueError: it is not.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1 or C % value or not C:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1 or C % value:
         raise ValueError(f"{name}: expected a divisor of C={C}, got {value!r}")

@@ -344,9 +344,10 @@ def test_reference_chooses_members_only() -> None:
     [
         ({"features": torch.zeros(3)}, ValueError, r"features: expected shape \(N, D\), got \(3,\)"),
         ({"labels": torch.zeros(4).long()}, ValueError, r"labels: expected shape \(N\) with N=3, got \(4,\)"),
-        ({"labels": torch.zeros(3)}, TypeError, "labels: expected a integer tensor, got torch.float32"),
+        ({"labels": torch.zeros(3)}, TypeError, "labels: expected torch.int64, got torch.float32"),
         ({"labels": torch.zeros(3).int()}, TypeError, "labels: expected torch.int64, got torch.int32"),
         ({"bank": torch.zeros(9, 5)}, ValueError, r"bank: expected shape \(Q, D\) with .*D=4.*, got \(9, 5\)"),
+        ({"features": torch.zeros(3, 0), "bank": torch.zeros(9, 0)}, ValueError, "features: expected D of at least 1"),
         ({"bank": [1.0]}, TypeError, "bank: expected a tensor, got list"),
         ({"bank_labels": torch.zeros(8).long()}, ValueError, r"bank_labels: expected shape \(Q\) with Q=9"),
         ({"visited": torch.zeros(9)}, TypeError, "visited: expected torch.bool, got torch.float32"),

@@ -200,7 +200,7 @@ def test_bad_input() -> None:
         (2, inputs[2][:, :, :4], {}, ValueError, r"hop_key: expected shape \(H, n_hops, d\) with .*d=8.*"),
         (4, inputs[4][:1], {}, ValueError, r"static: expected shape \(H, V, V\) with .*H=2.*"),
         (5, torch.ones(2), {}, ValueError, r"alpha: expected shape"),
-        (6, inputs[6].float(), {}, TypeError, r"hops: expected a integer tensor, got torch.float32"),
+        (6, inputs[6].float(), {}, TypeError, r"hops: expected torch.int64, got torch.float32"),
         (6, inputs[6].int(), {}, TypeError, r"hops: expected torch.int64, got torch.int32"),
         (3, inputs[3].double(), {}, TypeError, r"group_bias: expected torch.float32 as qkv, got torch.float64"),
         (7, inputs[7].to("meta"), {}, ValueError, r"groups: expected device .* as qkv, got meta"),

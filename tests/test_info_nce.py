@@ -358,6 +358,12 @@ ROWS, QUEUE = torch.zeros(3, 4), torch.zeros(9, 4)
     ("arguments", "options", "error", "message"),
     [
         ((ROWS.long(), ROWS, QUEUE), {}, TypeError, "query: expected a float tensor, got torch.int64"),
+        (
+            (ROWS[:, :0], ROWS[:, :0], QUEUE[:, :0]),
+            {},
+            ValueError,
+            r"query: expected D of at least 1, got shape \(3, 0\)",
+        ),
         ((torch.zeros(()), ROWS, QUEUE), {}, ValueError, r"query: expected shape \(\.\.\., D\), got \(\)"),
         (
             (ROWS, torch.zeros(2, 4), QUEUE),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import check_against_eager, run_at_level
@@ -122,13 +124,14 @@ def test_double_backward_is_refused() -> None:
 
 def test_bad_input() -> None:
     x, weight, bias = make((3,), 4, 5)
-    cases: list[tuple[tuple[Tensor, ...], type[Exception], str]] = [
+    cases: list[tuple[tuple[Any, ...], type[Exception], str]] = [
         ((x[:, :3], weight), ValueError, r"x: expected shape \(..., I\) with I=4, got \(3, 3\)"),
         ((torch.tensor(1.0), weight), ValueError, r"x: expected shape \(..., I\) with I=4, got \(\)"),
         ((x, weight[0]), ValueError, r"weight: expected shape \(O, I\), got \(4,\)"),
         ((x, weight, bias[:2]), ValueError, r"bias: expected shape \(O,?\) with .*O=5.*, got \(2,\)"),
         ((x, weight.double()), TypeError, "weight: expected torch.float32 as x, got torch.float64"),
         ((x.long(), weight), TypeError, "x: expected a float tensor, got torch.int64"),
+        (([1.0], weight), TypeError, "x: expected a float tensor, got list"),
         ((x, weight.to("meta")), ValueError, "weight: expected device .* as x, got meta"),
     ]
     for arguments, error, message in cases:

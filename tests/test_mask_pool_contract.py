@@ -150,7 +150,7 @@ def test_bad_input() -> None:
     for N in (0, 3, 8):
         with pytest.raises(ValueError, match=f"mask: expected a number of masks N that divides B=4, got {N}"):
             skelops.mask_pool(x, torch.rand(N, 5, 25))
-    with pytest.raises(ValueError, match="x: expected at least one frame and one joint"):
+    with pytest.raises(ValueError, match="x: expected at least one channel, frame and joint"):
         skelops.mask_pool(x[..., :0], mask[..., :0])
     with pytest.raises(ValueError, match="divide_by: expected one of 'mask', 'size', got 'count'"):
         skelops.mask_pool(x, mask, divide_by="count")

@@ -55,8 +55,16 @@ def test_old_checkpoints_load() -> None:
 
 @pytest.mark.parametrize(("dim", "size", "name"), [(0, 5, "dim"), (5, -1, "size")])
 def test_queue_refuses_nothing(dim: int, size: int, name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}: expected a number above zero"):
+    with pytest.raises(ValueError, match=f"{name}: expected a positive integer"):
         MomentumQueue(dim, size)
+
+
+def test_queue_refuses_keys_of_another_width() -> None:
+    queue = MomentumQueue(8, 30)
+    before = queue.queue.clone()
+    with pytest.raises(ValueError, match=r"keys: expected shape \(n, dim\) with dim=8, got \(8, 30\)"):
+        queue.enqueue_(torch.randn(8, 30))
+    assert torch.equal(queue.queue, before) and queue.queue_ptr == 0
 
 
 def test_loss_is_the_function() -> None:
@@ -169,7 +177,9 @@ def test_memory_bank_keeps_the_last_embedding_of_a_clip() -> None:
     [
         (torch.zeros(2, 3), torch.zeros(2).long(), torch.zeros(2).long(), ValueError, r"embeddings: .*D=4.*\(2, 3\)"),
         (torch.zeros(2, 4), torch.zeros(3).long(), torch.zeros(2).long(), ValueError, r"labels: .*N=2.*\(3,\)"),
-        (torch.zeros(2, 4), torch.zeros(2).long(), torch.zeros(2), TypeError, "indices: expected a integer tensor"),
+        (torch.zeros(2, 4), torch.zeros(2).long(), torch.zeros(2), TypeError, "indices: expected torch.int64"),
+        (torch.zeros(2, 4), torch.zeros(2).int(), torch.zeros(2).long(), TypeError, "labels: expected torch.int64"),
+        (torch.zeros(2, 4), torch.zeros(2).long().to("meta"), torch.zeros(2).long(), ValueError, "labels: .* device"),
     ],
 )
 def test_memory_bank_checks_what_is_written(

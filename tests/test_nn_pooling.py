@@ -47,7 +47,7 @@ def test_modules_train_and_compile() -> None:
 
 
 def test_bad_arguments() -> None:
-    for bodies in (0, -1, 1.5):
+    for bodies in (0, -1, 1.5, True):
         with pytest.raises(ValueError, match=f"bodies: expected a positive integer, got {bodies}"):
             SqueezePool(bodies)
     with pytest.raises(ValueError, match="divide_by: expected one of 'mask', 'size', got 'sum'"):

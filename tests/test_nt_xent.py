@@ -270,7 +270,9 @@ TOKENS = torch.zeros(3, 2, 5, 4)
         ((TOKENS.long(), [(0, 1)]), TypeError, "tokens: expected a float tensor, got torch.int64"),
         ((None, [(0, 1)]), TypeError, "tokens: expected a tensor, got NoneType"),
         ((TOKENS[:, :, :0], [(0, 1)]), ValueError, "tokens: expected at least one in a set, got P=0"),
+        ((TOKENS[..., :0], [(0, 1)]), ValueError, r"tokens: expected D of at least 1, got shape \(3, 2, 5, 0\)"),
         ((TOKENS, []), ValueError, "pairs: expected at least one, got none"),
+        ((TOKENS, [(0.5, 1)]), ValueError, r"pairs: expected .* got \(0.5, 1\)"),
         (
             (TOKENS, [(0, 3)]),
             ValueError,

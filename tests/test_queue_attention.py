@@ -96,10 +96,13 @@ def test_slots_that_are_not_filled_may_hold_anything() -> None:
     queue[200:] = torch.nan
     for N in (4, 40):
         query = torch.randn(N, 8, requires_grad=True)
-        lse, out = skelops.queue_attention(query, queue, 1.0, torch.tensor(200))
-        torch.testing.assert_close(lse, (query @ queue[:200].T).logsumexp(1))
-        (gradient,) = torch.autograd.grad(out.sum(), query)
-        assert gradient.isfinite().all()
+        for valid in (torch.tensor(200), torch.tensor([[200]])):
+            lse, out = skelops.queue_attention(query, queue, 1.0, valid)
+            torch.testing.assert_close(lse, (query @ queue[:200].T).logsumexp(1))
+            (gradient,) = torch.autograd.grad(out.sum(), query)
+            assert gradient.isfinite().all()
+            with skelops.backend("reference"):
+                torch.testing.assert_close(skelops.queue_attention(query, queue, 1.0, valid).out, out)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16], ids=str)
@@ -257,6 +260,7 @@ def test_autocast_does_not_lower() -> None:
             ValueError,
             r"queue: expected shape \(Q, D\) or \(D, Q\) with .*D=4, got \(9, 5\)",
         ),
+        ((torch.zeros(3, 0), torch.zeros(9, 0)), ValueError, r"query: expected D of at least 1, got shape \(3, 0\)"),
         ((torch.zeros(3, 4).long(), torch.zeros(9, 4)), TypeError, "query: expected a float tensor, got torch.int64"),
         ((torch.zeros(3, 4), [1.0]), TypeError, "queue: expected a tensor, got list"),
         (

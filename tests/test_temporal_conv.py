@@ -315,7 +315,12 @@ def test_bad_input() -> None:
     x, weight, bias, scale, shift = make(Form(2, 6, 4, 5, 25, 3))
     cases: list[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
         ((x[0], weight), {}, ValueError, r"x: expected shape \(B, C, T, V\), got \(6, 5, 25\)"),
-        ((x[:, :, :0], weight), {}, ValueError, r"x: expected at least one frame and one joint, got .*\(2, 6, 0, 25\)"),
+        (
+            (x[:, :, :0], weight),
+            {},
+            ValueError,
+            r"x: expected at least one channel, frame and joint, got .*\(2, 6, 0, 25\)",
+        ),
         ((x, weight[..., None]), {}, ValueError, r"weight: expected shape \(O, C/groups, k\), got \(4, 6, 3, 1\)"),
         ((x, weight), {"groups": 2}, ValueError, r"weight: .*C=6 and O divisible by groups=2, got \(4, 6, 3\)"),
         ((x, weight[:3, :3]), {"groups": 2}, ValueError, r"weight: .*groups=2, got \(3, 3, 3\)"),

@@ -27,6 +27,9 @@ class AdaptiveGraphConv(nn.Module):
         out_channels: channels of the output, a multiple of 4.
         adjacency: A, (K, V, V).
 
+    Raises:
+        ValueError: the output channels are no multiple of 4.
+
     Shi et al., "Two-Stream Adaptive Graph Convolutional Networks" (CVPR 2019), equations 3 to 5.
     """
 
@@ -34,6 +37,8 @@ class AdaptiveGraphConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, adjacency: Tensor) -> None:
         super().__init__()
+        if out_channels % 4:
+            raise ValueError(f"out_channels: expected a multiple of 4, got {out_channels}")
         subsets, embedded = len(adjacency), out_channels // 4
         self.register_buffer("A", adjacency.clone(), persistent=False)
         self.PA = nn.Parameter(torch.full_like(adjacency, 1e-6))

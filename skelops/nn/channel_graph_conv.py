@@ -63,7 +63,9 @@ class ChannelGraphConv(nn.Module):
         assert bias is not None
         pooled = squeeze_pool(x).joints
         embedded = torch.baddbmm(bias[:, None], weight.squeeze(2).expand(len(x), -1, -1), pooled)
-        return embedded.view(len(x), 2, len(self.convs), -1, x.shape[3]).unbind(1)
+        subsets = len(self.convs)
+        # Not -1: of an empty batch, any number of channels would fit.
+        return embedded.unflatten(1, (2, subsets, weight.shape[0] // (2 * subsets))).unbind(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, V) -> (B, out_channels, T, V)."""

@@ -47,14 +47,14 @@ class STGCNBlock(nn.Module):
         in_channels: channels of the input.
         out_channels: channels of the output.
         subsets: K, the first axis of the adjacency.
-        kernel_size: frames that the temporal convolution spans, odd.
+        kernel_size: frames that the temporal convolution spans: 1, 3, 5, 7 or 9.
         stride: temporal stride; T frames become ``ceil(T / stride)``.
         dropout: probability of zeroing an element before the residual is added.
         residual: whether there is a residual connection (identity where shapes allow it, else a strided 1x1 convolution
             and BatchNorm).
 
     Raises:
-        ValueError: ``kernel_size`` is even.
+        ValueError: ``kernel_size`` is none of these.
     """
 
     def __init__(
@@ -68,8 +68,6 @@ class STGCNBlock(nn.Module):
         residual: bool = True,
     ) -> None:
         super().__init__()
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size: expected an odd number of frames, got {kernel_size}")
         self.dropout = dropout
         self.gcn = GraphConv(in_channels, out_channels, subsets)
         # Under the released numbers, between which ReLU and dropout lie: 0 before the convolution, 2 and 3.

@@ -6,9 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, one_hot
 
+from skelops._checks import divides_channels
 from skelops.nn.scaled import pointwise
 from skelops.ops.aggregate import aggregate
 from skelops.ops.hop_attention import hop_attention
+
+#: Of the channels in the convolution after the attention.
+GROUPS = 6
 
 
 class MultiHeadAttention(nn.Module):
@@ -25,7 +29,7 @@ class MultiHeadAttention(nn.Module):
         self.alpha = nn.Parameter(torch.zeros(1))
         self.kv = nn.Conv2d(in_channels, 2 * channels, 1, bias=False)
         self.q = nn.Conv2d(in_channels, channels, 1, bias=False)
-        self.proj = nn.Conv2d(channels, channels, 1, groups=6)
+        self.proj = nn.Conv2d(channels, channels, 1, groups=GROUPS)
 
 
 class HopAttention(nn.Module):
@@ -44,6 +48,9 @@ class HopAttention(nn.Module):
         hops: edges between joints, (V, V) int64.
         parts: body part of every joint, (V,) int64.
 
+    Raises:
+        ValueError: the output channels are no multiple of 6, or the heads do not divide them.
+
     Zhou et al., "Hypergraph Transformer for Skeleton-Based Action Recognition" (2022), equations 7 and 8.
     """
 
@@ -52,6 +59,9 @@ class HopAttention(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, heads: int, hops: Tensor, parts: Tensor) -> None:
         super().__init__()
+        divides_channels("heads", heads, channels)
+        if channels % GROUPS:
+            raise ValueError(f"channels: expected a multiple of {GROUPS}, got {channels}")
         self.heads = heads
         members = one_hot(parts).float()
         self.register_buffer("parts", parts.clone(), persistent=False)

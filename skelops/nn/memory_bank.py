@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from skelops._checks import Shapes, positive_integer
+from skelops._checks import Shapes, positive_integer, same_device
 
 
 class MemoryBank(nn.Module):
@@ -40,19 +40,20 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def write_(self, embeddings: Tensor, labels: Tensor, indices: Tensor) -> None:
-        """Replaces the embeddings (N, D), the labels (N,) and marks as seen the clips ``indices`` (N,), int64.
+        """Replaces the embeddings (N, D), the labels (N,) and marks as seen the clips ``indices`` (N,), both int64.
 
         Of a clip that is there more than once, the last embedding is kept.
 
         Raises:
-            TypeError: an argument is no tensor of its kind of dtype.
-            ValueError: shapes do not fit together or the bank.
+            TypeError: an argument is no tensor of its dtype.
+            ValueError: shapes or devices do not fit together or the bank.
         """
         shapes = Shapes()
         shapes.check("bank", self.bank, "Q D")
         shapes.check("embeddings", embeddings, "N D")
-        shapes.check("labels", labels, "N", dtype="integer")
-        shapes.check("indices", indices, "N", dtype="integer")
+        shapes.check("labels", labels, "N", dtype=torch.int64)
+        shapes.check("indices", indices, "N", dtype=torch.int64)
+        same_device(bank=self.bank, embeddings=embeddings, labels=labels, indices=indices)
         if not len(indices):
             return
         # Which of several writes to one place wins is not defined on a GPU: all of them write what the last one has.

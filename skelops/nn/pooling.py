@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from skelops._checks import one_of
+from skelops._checks import one_of, positive_integer
 from skelops.ops import mask_pool as _mask_pool
 from skelops.ops import squeeze_pool as _squeeze_pool
 
@@ -21,8 +21,7 @@ class SqueezePool(nn.Module):
 
     def __init__(self, bodies: int = 1) -> None:
         super().__init__()
-        if not isinstance(bodies, int) or bodies < 1:
-            raise ValueError(f"bodies: expected a positive integer, got {bodies!r}")
+        positive_integer("bodies", bodies)
         self.bodies = bodies
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> _squeeze_pool.SqueezePool:

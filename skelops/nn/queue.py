@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from skelops._checks import Shapes, positive_integer
 from skelops.ops.enqueue import enqueue_
 
 
@@ -24,7 +25,7 @@ class MomentumQueue(nn.Module):
         generator: random numbers of the first content; None takes torch's own.
 
     Raises:
-        ValueError: ``dim`` or ``size`` is not above zero.
+        ValueError: ``dim`` or ``size`` is no positive integer.
     """
 
     queue: Tensor
@@ -33,13 +34,21 @@ class MomentumQueue(nn.Module):
     def __init__(self, dim: int, size: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
         for name, value in (("dim", dim), ("size", size)):
-            if value < 1:
-                raise ValueError(f"{name}: expected a number above zero, got {value}")
+            positive_integer(name, value)
         self.register_buffer("queue", nn.functional.normalize(torch.randn(dim, size, generator=generator), dim=0))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
 
     def enqueue_(self, keys: Tensor) -> None:
-        """Writes keys (n, dim) over the oldest ones; see `skelops.enqueue_`."""
+        """Writes keys (n, dim) over the oldest ones; see `skelops.enqueue_`.
+
+        Raises:
+            TypeError: ``keys`` is no floating-point tensor.
+            ValueError: the keys have another width than the queue, or lie on another device.
+        """
+        # The op would guess from the width of the keys which axis of the queue is which.
+        shapes = Shapes()
+        shapes.sizes["dim"] = self.queue.shape[0]
+        shapes.check("keys", keys, "n dim")
         enqueue_(self.queue.t(), keys, self.queue_ptr)
 
     def extra_repr(self) -> str:

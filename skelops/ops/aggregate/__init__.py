@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skelops._checks import Shapes, one_of, same_device, same_dtype
+from skelops._checks import Shapes, not_empty, one_of, same_device, same_dtype
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import Op
 from skelops.ops.aggregate import reference
@@ -41,7 +41,8 @@ def aggregate(x: Tensor, adjacency: Tensor, *, axes: str, sum_subsets: bool, axi
 
     Raises:
         TypeError: an argument is no floating-point tensor, or the dtypes differ outside autocast.
-        ValueError: shapes, axes or devices do not fit together.
+        ValueError: shapes, axes or devices do not fit together, the features are without channels, frames or joints,
+            or the adjacency without subsets.
 
     ST-GCN (AAAI 2018) "kvw"; 2s-AGCN (CVPR 2019) and DSTA-Net (ACCV 2020) "bkvw"; CTR-GCN (ICCV 2021) and DG-GCN
     "bkcvw"; SGN (CVPR 2020), InfoGCN (CVPR 2022) and Hyperformer "bktvw"; MS-G3D (CVPR 2020) more targets.
@@ -53,7 +54,10 @@ def aggregate(x: Tensor, adjacency: Tensor, *, axes: str, sum_subsets: bool, axi
         raise ValueError(f"axes: expected 'kvw' or 'bkvw' with axis='frames', got {axes!r}")
     shapes = Shapes()
     form = shapes.check("x", x, "B C T V", "B K C T V")
+    not_empty("x", x)
     shapes.check("adjacency", adjacency, " ".join(axes.replace("vw", "ts" if frames else "vw").upper()))
+    if not shapes["K"]:
+        raise ValueError(f"adjacency: expected at least one subset, got shape {tuple(adjacency.shape)}")
     same_device(x=x, adjacency=adjacency)
     same_dtype(x=x, adjacency=adjacency)
     for position, axis_name in enumerate("bkct"):

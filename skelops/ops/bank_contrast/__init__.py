@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from skelops._checks import Shapes, positive, positive_integer, same_device
+from skelops._checks import Shapes, has_width, positive, positive_integer, same_device
 from skelops._op import Op
 from skelops.ops.bank_contrast import reference
 from skelops.ops.queue_attention.reference import working_dtype
@@ -74,25 +74,19 @@ def bank_contrast(
 
     Raises:
         TypeError: an argument is no tensor of the expected kind, or ``temperature`` no number.
-        ValueError: shapes or devices do not fit together, ``temperature`` is not above zero, or a count no positive
-            integer.
+        ValueError: shapes or devices do not fit together, D is 0, ``temperature`` is not above zero, or a count no
+            positive integer.
 
     STD-CL (arXiv 2312.15144), later CSRE (Pattern Recognition 164:111521, 2025), and its released code.
     """
     shapes = Shapes()
     shapes.check("features", features, "N D")
-    shapes.check("labels", labels, "N", dtype="integer")
+    has_width("features", features)
+    shapes.check("labels", labels, "N", dtype=torch.int64)
     shapes.check("bank", bank, "Q D")
-    shapes.check("bank_labels", bank_labels, "Q", dtype="integer")
-    shapes.check("visited", visited, "Q", dtype="bool or float")
-    shapes.check("seed", seed, "1", dtype="integer")
-    if seed.numel() != 1:
-        raise ValueError(f"seed: expected shape (1), got {tuple(seed.shape)}")
-    wanted = {"labels": labels, "bank_labels": bank_labels, "seed": seed, "visited": visited}
-    for name, value in wanted.items():
-        dtype = torch.bool if name == "visited" else torch.int64
-        if value.dtype != dtype:
-            raise TypeError(f"{name}: expected {dtype}, got {value.dtype}")
+    shapes.check("bank_labels", bank_labels, "Q", dtype=torch.int64)
+    shapes.check("visited", visited, "Q", dtype=torch.bool)
+    shapes.check("seed", seed, "1", dtype=torch.int64)
     for name, count in (
         ("positives", positives),
         ("hard_negatives", hard_negatives),

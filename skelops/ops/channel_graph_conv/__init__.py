@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from skelops._checks import Shapes, same_device, same_dtype
+from skelops._checks import Shapes, not_empty, same_device, same_dtype
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import Op
 from skelops._stats import MapStats, empty_sums, used_sums
@@ -53,21 +53,20 @@ def channel_graph_conv(
 
     Raises:
         TypeError: an argument is no floating-point tensor, or the dtypes differ outside autocast.
-        ValueError: shapes or devices do not fit together.
+        ValueError: shapes or devices do not fit together, or the map is without channels, frames or joints.
 
     CTR-GCN, "Channel-wise Topology Refinement Graph Convolution for Skeleton-Based Action Recognition" (ICCV 2021),
     equations 3 to 6 (released as CTRGC, which contracts over the second index: transpose its adjacency).
     """  # noqa: E501
     shapes = Shapes()
     shapes.check("x", x, "B KC T V")
+    not_empty("x", x)
     shapes.check("query", query, "B K R V")
     shapes.check("key", key, "B K R V")
     shapes.check("weight", weight, "K C R")
     shapes.check("bias", bias, "K C")
     shapes.check("alpha", alpha, "1")
     shapes.check("adjacency", adjacency, "K V V")
-    if shapes["1"] != 1:
-        raise ValueError(f"alpha: expected shape (1), got {tuple(alpha.shape)}")
     if shapes["KC"] != shapes["K"] * shapes["C"]:
         raise ValueError(
             f"x: expected K*C={shapes['K']}*{shapes['C']} channels as weight has, got {shapes['KC']} channels"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from skelops._checks import Shapes
+from skelops._checks import Shapes, not_empty
 from skelops._op import Op
 from skelops.ops.channel_sums import reference
 from skelops.ops.norm_act import norm_act
@@ -40,9 +40,10 @@ def channel_sums(x: Tensor) -> ChannelSums:
 
     Raises:
         TypeError: ``x`` is no floating-point tensor.
-        ValueError: ``x`` has not four dimensions.
+        ValueError: ``x`` has not four dimensions, or is without channels, frames or joints.
     """
     Shapes().check("x", x, "B C T V")
+    not_empty("x", x)
     return ChannelSums(*_op(x))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from skelops._checks import Shapes, same_device, same_dtype
+from skelops._checks import Shapes, has_elements, not_empty, same_device, same_dtype
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import Op
 from skelops._stats import MapStats, empty_sums, used_sums
@@ -40,14 +40,17 @@ def graph_conv(
 
     Raises:
         TypeError: an argument is no floating-point tensor, or the dtypes differ outside autocast.
-        ValueError: shapes or devices do not fit together.
+        ValueError: shapes or devices do not fit together, the map is without channels, frames or joints, or the
+            weight without elements.
 
     ST-GCN, "Spatial Temporal Graph Convolutional Networks for Skeleton-Based Action Recognition" (AAAI 2018),
     equation 10 (released as ConvTemporalGraphical), and the aggregation of 2s-AGCN and DSTA-Net.
     """
     shapes = Shapes()
     shapes.check("x", x, "B C T V")
+    not_empty("x", x)
     shapes.check("weight", weight, "K O C")
+    has_elements("weight", weight)
     shapes.check("adjacency", adjacency, "K V V", "B K V V")
     if bias is not None:
         shapes.check("bias", bias, "K O", "O")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skelops._checks import Shapes, divides_channels, positive, same_device, same_dtype
+from skelops._checks import Shapes, divides_channels, not_empty, positive, same_device, same_dtype
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import Op
 from skelops.ops.hop_attention import reference
@@ -60,22 +60,24 @@ def hop_attention(
 
     Raises:
         TypeError: a tensor of the wrong kind of dtype, or maps and parameters of different dtypes outside autocast.
-        ValueError: shapes or devices do not fit together; on the CPU also where ``hops`` or ``groups`` hold a value out
-            of range (outside torch.compile).
+        ValueError: shapes or devices do not fit together, or a map is without channels, frames or joints (body parts);
+            on the CPU also where ``hops`` or ``groups`` hold a value out of range (outside torch.compile).
 
     Hyperformer, "Hypergraph Transformer for Skeleton-based Action Recognition" (2022), released as MHSA.
     """
     shapes = Shapes()
     shapes.check("group_key", group_key, "B C T G")
+    not_empty("group_key", group_key)
     divides_channels("heads", heads, shapes["C"])
-    shapes.sizes |= {"3C": 3 * shapes["C"], "H": heads, "d": shapes["C"] // heads, "1": 1}
+    shapes.sizes |= {"3C": 3 * shapes["C"], "H": heads, "d": shapes["C"] // heads}
     shapes.check("qkv", qkv, "B 3C T V")
+    not_empty("qkv", qkv)
     shapes.check("hop_key", hop_key, "H n_hops d")
     shapes.check("group_bias", group_bias, "H d")
     shapes.check("static", static, "H V V")
     shapes.check("alpha", alpha, "1")
-    shapes.check("hops", hops, "V V", dtype="integer")
-    shapes.check("groups", groups, "V", dtype="integer")
+    shapes.check("hops", hops, "V V", dtype=torch.int64)
+    shapes.check("groups", groups, "V", dtype=torch.int64)
     floats = {
         "qkv": qkv,
         "group_key": group_key,
@@ -96,8 +98,6 @@ def hop_attention(
 
 def _in_range(name: str, indices: Tensor, count: int) -> None:
     """Indices are 0..count-1, where asking does not make a GPU wait."""
-    if indices.dtype != torch.int64:
-        raise TypeError(f"{name}: expected torch.int64, got {indices.dtype}")
     if indices.device.type != "cpu" or torch.compiler.is_compiling() or not indices.numel():
         return
     low, high = (int(bound) for bound in torch.aminmax(indices))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from skelops._checks import one_of, positive, same_device
+from skelops._checks import has_width, one_of, positive, same_device
 from skelops._op import Op
 from skelops.ops.info_nce import reference
 from skelops.ops.queue_attention import check_valid, queue_rows
@@ -76,8 +76,8 @@ def info_nce(
 
     Raises:
         TypeError: an argument is no tensor of the expected kind, or ``temperature`` no number.
-        ValueError: shapes or devices do not fit together, ``temperature`` is not above zero, or ``reduction`` is
-            unknown.
+        ValueError: shapes or devices do not fit together, D is 0, ``temperature`` is not above zero, or ``reduction``
+            is unknown.
     """
     if not isinstance(query, Tensor) or not query.is_floating_point():
         raise TypeError(
@@ -85,6 +85,7 @@ def info_nce(
         )
     if query.dim() == 0:
         raise ValueError("query: expected shape (..., D), got ()")
+    has_width("query", query)
     lead, D = query.shape[:-1], query.shape[-1]
     slots = queue_rows(queue, D)
     keys = _per_query("key", key, lead, "D", D)

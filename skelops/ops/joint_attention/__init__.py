@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from skelops._checks import Shapes, divides_channels, one_of, positive, same_device, same_dtype
+from skelops._checks import Shapes, divides_channels, not_empty, one_of, positive, same_device, same_dtype
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import Op
 from skelops.ops.joint_attention import reference
@@ -48,7 +48,7 @@ def joint_attention(
 
     Raises:
         TypeError: an argument is no floating-point tensor, or the dtypes differ outside autocast.
-        ValueError: shapes, devices or options do not fit.
+        ValueError: shapes, devices or options do not fit, or the maps are without channels, frames or joints.
 
     The spatial attention of DSTA-Net (2020), the intra and inter attentions of SDS-CL, and the adaptive graph of
     2s-AGCN (CVPR 2019), equation 3.
@@ -56,6 +56,7 @@ def joint_attention(
     shapes = Shapes()
     shapes.check("source", source, "B C T V")
     shapes.check("target", target, "B C T V")
+    not_empty("source", source)
     C, T, V = (shapes[letter] for letter in "CTV")
     one_of("axis", axis, ("joints", "frames"))
     one_of("activation", activation, ("tanh", "softmax"))
@@ -68,7 +69,7 @@ def joint_attention(
     same_device(source=source, target=target, static=static, alpha=alpha)
     same_dtype(source=source, target=target, static=static, alpha=alpha)
     if scale is None:
-        scale = heads / max(C * (T if axis == "joints" else V), 1)
+        scale = heads / (C * (T if axis == "joints" else V))
     positive("scale", scale)
     return _op(source, target, static, alpha, heads, axis, activation, float(scale))[0]
 

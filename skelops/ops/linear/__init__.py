@@ -35,8 +35,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     shapes = Shapes()
     shapes.check("weight", weight, "O I")
-    if not x.is_floating_point():
-        raise TypeError(f"x: expected a float tensor, got {x.dtype}")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"x: expected a float tensor, got {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
     if not x.dim() or x.shape[-1] != shapes["I"]:
         raise ValueError(f"x: expected shape (..., I) with I={shapes['I']}, got {tuple(x.shape)}")
     if bias is not None:

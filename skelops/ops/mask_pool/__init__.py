@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from skelops._checks import Shapes, one_of, same_device
+from skelops._checks import Shapes, not_empty, one_of, same_device
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import Op
 from skelops.ops.mask_pool import reference
@@ -52,8 +52,8 @@ def mask_pool(x: Tensor, mask: Tensor, divide_by: str = "mask") -> MaskPool:
 
     Raises:
         TypeError: ``x`` is no floating-point tensor, or ``mask`` neither bool nor of the dtype of ``x``.
-        ValueError: shapes or devices do not fit together, B is no multiple of N, a map is without frames or joints, or
-            ``divide_by`` is unknown.
+        ValueError: shapes or devices do not fit together, B is no multiple of N, a map is without channels, frames
+            or joints, or ``divide_by`` is unknown.
 
     The trimmed and truncated views of SkeleMixCLR (`_mask_pool`) and the salient and non-salient features of SkeAttnCLR
     (`_mask_pooling`, whose mask (B, T * V, C) is a channels_last one here).
@@ -64,9 +64,8 @@ def mask_pool(x: Tensor, mask: Tensor, divide_by: str = "mask") -> MaskPool:
     same_device(x=x, mask=mask)
     if mask.dtype != x.dtype and mask.dtype != torch.bool:
         raise TypeError(f"mask: expected torch.bool or {x.dtype} as x, got {mask.dtype}")
-    B, _, T, V = x.shape
-    if T == 0 or V == 0:
-        raise ValueError(f"x: expected at least one frame and one joint, got shape {tuple(x.shape)}")
+    not_empty("x", x)
+    B = shapes["B"]
     if mask.dim() == 3 and B != 0 and (mask.shape[0] == 0 or B % mask.shape[0]):
         raise ValueError(f"mask: expected a number of masks N that divides B={B}, got {mask.shape[0]}")
     one_of("divide_by", divide_by, DIVISORS)

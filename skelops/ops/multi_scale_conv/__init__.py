@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from skelops import _native
-from skelops._checks import Shapes, affine_dtype, positive_integer, same_device, same_dtype
+from skelops._checks import Shapes, affine_dtype, has_elements, not_empty, positive_integer, same_device, same_dtype
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import NATIVE, Op
 from skelops._stats import MapStats, empty_sums, used_sums
@@ -55,25 +55,24 @@ def multi_scale_conv(
 
     Raises:
         TypeError: an argument is no floating-point tensor, or dtypes differ outside autocast.
-        ValueError: shapes, devices or the number of dilations do not fit together, or k is even or above 9.
+        ValueError: shapes, devices or the number of dilations do not fit together, the maps are without channels,
+            frames or joints, W is 0, k is even or above 9, or stride or one of the dilations is no positive integer.
 
     MultiScale_TemporalConv of MS-G3D (Liu et al., CVPR 2020) and CTR-GCN, after its first 1x1 convolutions.
     """
     shapes = Shapes()
     shapes.check("x", x, "B C T V")
+    not_empty("x", x)
     shapes.check("weight", weight, "G W W k")
     G, W = weight.shape[:2]
     shapes.check("bias", bias, "G W")
     shapes.check("plain_weight", plain_weight, "W C")
+    has_elements("plain_weight", plain_weight)
     shapes.check("plain_bias", plain_bias, "W")
-    expected = (x.shape[0], (G + 1) * W, *x.shape[2:])
-    if not isinstance(narrow, Tensor) or narrow.shape != expected:
-        raise ValueError(
-            f"narrow: expected shape (B, (G + 1) W, T, V) = {expected}, got {getattr(narrow, 'shape', narrow)}"
-        )
+    shapes.sizes["(G+1)W"] = (G + 1) * W
+    shapes.check("narrow", narrow, "B (G+1)W T V")
     for name, part in (("scale", scale), ("shift", shift)):
-        if not isinstance(part, Tensor) or part.shape != expected[1:2]:
-            raise ValueError(f"{name}: expected shape {expected[1:2]}, got {getattr(part, 'shape', part)}")
+        shapes.check(name, part, "(G+1)W")
     if len(dilations) != G:
         raise ValueError(f"dilations: expected {G} as weight has, got {len(dilations)}")
     for name, value in (("stride", stride), *(("dilations", dilation) for dilation in dilations)):

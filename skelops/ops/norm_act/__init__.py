@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skelops._checks import Shapes, affine_dtype, same_device, same_dtype
+from skelops._checks import Shapes, affine_dtype, not_empty, same_device, same_dtype
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import Op
 from skelops.ops.norm_act import reference
@@ -30,7 +30,7 @@ def norm_act(
     ::
 
         y = act(drop(scale[c] x + shift[c]) + r),   r = residual  or  residual_scale[c] residual + residual_shift[c]
-        act(z) = z where z > 0, else negative_slope z
+        act(z) = negative_slope z where z < 0 (0 with a slope of 0), else z
 
     ``drop`` sets elements to zero with probability ``dropout`` and divides the others by ``1 - dropout``. The mask is a
     function of the seed and of an element's place (`skelops.ops.norm_act.reference.kept`), the same for every backend
@@ -50,12 +50,13 @@ def norm_act(
         y (B, C, T, V) in the dtype of ``x``; all float inputs have gradients.
 
     Raises:
-        TypeError: a tensor is of the wrong dtype, a number no number.
-        ValueError: shapes or devices do not fit together, a number is out of range, the seed or one of an affine pair
-            is missing.
+        TypeError: a tensor is none, or of the wrong dtype.
+        ValueError: shapes or devices do not fit together, the map is without channels, frames or joints,
+            ``negative_slope`` or ``dropout`` is no number of its range, the seed or one of an affine pair is missing.
     """
     shapes = Shapes()
     shapes.check("x", x, "B C T V")
+    not_empty("x", x)
     shapes.check("scale", scale, "C")
     shapes.check("shift", shift, "C")
     if residual is not None:
@@ -76,8 +77,8 @@ def norm_act(
         seed = None
     elif seed is None:
         raise ValueError("seed: expected an int64 tensor (1) for dropout, got None")
-    elif seed.shape != (1,) or seed.dtype != torch.int64:
-        raise ValueError(f"seed: expected an int64 tensor (1), got {seed.dtype} {tuple(seed.shape)}")
+    else:
+        shapes.check("seed", seed, "1", dtype=torch.int64)
     same_device(
         x=x, scale=scale, shift=shift, residual=residual, residual_scale=residual_scale, residual_shift=residual_shift,
         seed=seed,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 from torch import Tensor
 
-from skelops._checks import Shapes, positive
+from skelops._checks import Shapes, has_width, positive
 from skelops._op import Op
 from skelops.ops.nt_xent import reference
 from skelops.ops.queue_attention.reference import working_dtype
@@ -39,13 +39,14 @@ def nt_xent(tokens: Tensor, pairs: Sequence[tuple[int, int]], temperature: float
 
     Raises:
         TypeError: ``tokens`` is no float tensor, or ``temperature`` no number.
-        ValueError: the shape does not fit, ``pairs`` are not pairs of different sets, or ``temperature`` is not above
-            zero.
+        ValueError: the shape does not fit or has no token or D = 0, ``pairs`` are not pairs of different sets, or
+            ``temperature`` is not above zero.
 
     The losses between joints, between frames and between clips of SDS-CL (Xu et al., 2023), by its released code.
     """
     shapes = Shapes()
     shapes.check("tokens", tokens, "S N P D")
+    has_width("tokens", tokens)
     positive("temperature", temperature)
     S = shapes["S"]
     if not shapes["P"]:
@@ -53,10 +54,16 @@ def nt_xent(tokens: Tensor, pairs: Sequence[tuple[int, int]], temperature: float
     if not len(pairs):
         raise ValueError("pairs: expected at least one, got none")
     for pair in pairs:
-        a, b = pair if isinstance(pair, tuple | list) and len(pair) == 2 else (0, 0)
-        if a == b or not (0 <= a < S and 0 <= b < S):
+        if not _is_pair(pair, S):
             raise ValueError(f"pairs: expected pairs of different sets among the {S} of tokens, got {pair!r}")
     return _op(tokens, [int(index) for pair in pairs for index in pair], float(temperature))[0]
+
+
+def _is_pair(pair: Any, S: int) -> bool:
+    """Whether it names two different sets among S."""
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or pair[0] == pair[1]:
+        return False
+    return all(isinstance(index, SupportsIndex) and 0 <= int(index) < S for index in pair)
 
 
 def _outputs(tokens: Tensor, pairs: list[int], temperature: float) -> tuple[Tensor, Tensor, Tensor]:

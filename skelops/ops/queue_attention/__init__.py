@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from skelops._checks import Shapes, positive, same_device
+from skelops._checks import Shapes, has_width, positive, same_device
 from skelops._op import Op
 from skelops.ops.queue_attention import reference
 
@@ -54,10 +54,11 @@ def queue_attention(query: Tensor, queue: Tensor, scale: float = 1.0, valid: Ten
 
     Raises:
         TypeError: ``query`` or ``queue`` is no floating-point tensor, ``valid`` no integer tensor, ``scale`` no number.
-        ValueError: shapes or devices do not fit together, or ``scale`` is not above zero.
+        ValueError: shapes or devices do not fit together, D is 0, or ``scale`` is not above zero.
         RuntimeError: in backward, if ``out`` has a gradient and the queue was overwritten since.
     """
     Shapes().check("query", query, "N D")
+    has_width("query", query)
     rows = queue_rows(queue, query.shape[-1])
     check_valid(valid)
     positive("scale", scale)

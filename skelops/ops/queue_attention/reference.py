@@ -18,7 +18,7 @@ def filled_slots(queue: Tensor, valid: Tensor | None, dtype: torch.dtype) -> tup
     """The queue with zeros in the slots that are not filled (they may hold NaN), and which slots are filled (Q,)."""
     if valid is None:
         return queue.to(dtype), None
-    mask = torch.arange(queue.shape[0], device=queue.device) < valid
+    mask = torch.arange(queue.shape[0], device=queue.device) < valid.reshape(())
     return torch.where(mask[:, None], queue.to(dtype), 0), mask
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from skelops._checks import Shapes, same_device
+from skelops._checks import Shapes, not_empty, positive_integer, same_device
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import Op
 from skelops.ops.squeeze_pool import reference
@@ -48,22 +48,21 @@ def squeeze_pool(x: Tensor, lengths: Tensor | None = None, bodies: int = 1) -> S
 
     Raises:
         TypeError: ``x`` is no floating-point tensor, ``lengths`` no integer tensor.
-        ValueError: shapes or devices do not fit together, B is no multiple of ``bodies``, or the map is without frames
-            or joints.
+        ValueError: shapes or devices do not fit together, ``bodies`` is no positive integer that divides B, or the map
+            is without channels, frames or joints.
 
     The squeezes of SDS-CL (its spatial and temporal tokens) and STD-CL (both heads), and the pooling before every
     classifier.
     """
     shapes = Shapes()
     shapes.check("x", x, "B C T V")
-    B, _, T, V = x.shape
-    if T == 0 or V == 0:
-        raise ValueError(f"x: expected at least one frame and one joint, got shape {tuple(x.shape)}")
+    not_empty("x", x)
     if lengths is not None:
         shapes.check("lengths", lengths, "B", dtype="integer")
         same_device(x=x, lengths=lengths)
-    if not isinstance(bodies, int) or isinstance(bodies, bool) or bodies < 1 or B % bodies:
-        raise ValueError(f"bodies: expected a divisor of B={B}, got {bodies!r}")
+    positive_integer("bodies", bodies)
+    if shapes["B"] % bodies:
+        raise ValueError(f"bodies: expected a divisor of B={shapes['B']}, got {bodies}")
     return SqueezePool(*_op(x, lengths, bodies))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from skelops._checks import Shapes, affine_dtype, positive_integer, same_device, same_dtype
+from skelops._checks import Shapes, affine_dtype, has_elements, not_empty, positive_integer, same_device, same_dtype
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import Op
 from skelops._stats import MapStats, empty_sums, used_sums
@@ -58,22 +58,21 @@ def temporal_conv(
 
     Raises:
         TypeError: an argument is no floating-point tensor, or dtypes differ outside autocast.
-        ValueError: shapes or devices do not fit together, the map is without frames or joints, k is even or above 9,
-            stride, dilation or groups is no positive integer, groups does not divide the channels, or only one of
-            ``scale`` and ``shift`` is given.
+        ValueError: shapes or devices do not fit together, the map is without channels, frames or joints, the weight
+            without elements, k is even or above 9, stride, dilation or groups is no positive integer, groups does not
+            divide the channels, or only one of ``scale`` and ``shift`` is given.
 
     The temporal convolution of ST-GCN (AAAI 2018, released as ``tcn``), 2s-AGCN, and of the branches of CTR-GCN; with
     k = 1 any pointwise convolution.
     """
     shapes = Shapes()
     shapes.check("x", x, "B C T V")
-    _, C, T, V = x.shape
-    if T == 0 or V == 0:
-        raise ValueError(f"x: expected at least one frame and one joint, got shape {tuple(x.shape)}")
+    not_empty("x", x)
     for name, value in (("stride", stride), ("dilation", dilation), ("groups", groups)):
         positive_integer(name, value)
     shapes.check("weight", weight, "O C/groups k")
-    O, channels, k = weight.shape
+    has_elements("weight", weight)
+    (O, channels, k), C = weight.shape, shapes["C"]
     if channels * groups != C or O % groups:
         raise ValueError(
             f"weight: expected shape (O, C/groups, k) with C={C} and O divisible by groups={groups}, "

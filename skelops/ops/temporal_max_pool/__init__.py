@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skelops._checks import Shapes, affine_dtype, positive_integer, same_device
+from skelops._checks import Shapes, affine_dtype, not_empty, positive_integer, same_device
 from skelops._layout import empty_map, is_channels_last
 from skelops._op import Op
-from skelops._stats import MapStats, empty_sums
+from skelops._stats import MapStats, empty_sums, used_sums
 from skelops.ops.temporal_max_pool import reference
 
 
@@ -39,15 +39,14 @@ def temporal_max_pool(
     Raises:
         TypeError: an argument is no floating-point tensor, or ``scale`` and ``shift`` are not
             float32 (float64 for a float64 map).
-        ValueError: shapes or devices do not fit together, the map is without frames or joints, or ``stride`` is no
-            positive integer.
+        ValueError: shapes or devices do not fit together, the map is without channels, frames or joints, or ``stride``
+            is no positive integer.
 
     The pooled branch of the multi-scale temporal convolutions of MS-G3D and CTR-GCN.
     """
     shapes = Shapes()
     shapes.check("x", x, "B C T V")
-    if x.shape[2] == 0 or x.shape[3] == 0:
-        raise ValueError(f"x: expected at least one frame and one joint, got shape {tuple(x.shape)}")
+    not_empty("x", x)
     shapes.check("scale", scale, "C")
     shapes.check("shift", shift, "C")
     positive_integer("stride", stride)
@@ -93,9 +92,9 @@ def _backward(
     if grad is None:
         B, C, T, V = x.shape
         grad = x.new_zeros(B, C, (T + ctx.stride - 1) // ctx.stride, V)
-    if not ctx.stats:  # the sums are empty, but a compiler may still bring their gradients
-        grad_sum = grad_square_sum = None
-    results = _op_backward(grad, x, scale, shift, grad_sum, grad_square_sum, ctx.stride)
+    # The maxima are found again: of y no more is needed than whether its sums were asked for.
+    _, *of_sums = used_sums(x if ctx.stats else None, grad_sum, grad_square_sum)
+    results = _op_backward(grad, x, scale, shift, *of_sums, ctx.stride)
     needs = ctx.needs_input_grad[:3]
     return (*(result if need else None for result, need in zip(results, needs, strict=True)), None, None)
 
