@@ -151,8 +151,13 @@ class Op:
         if backend == "reference":
             results = self.reference(*args)
             results = [results] if isinstance(results, torch.Tensor) else results
-            # The reference computes in whatever layout comes; what was promised to the compiler is returned.
-            flat = [r if r.stride() == o.stride() else o.copy_(r) for r, o in zip(results, flat, strict=True)]
+            # The reference computes in whatever layout comes, and may hand an argument on; what was promised to the
+            # compiler is returned, in memory of its own.
+            taken = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, torch.Tensor)}
+            flat = [
+                r if r.stride() == o.stride() and r.untyped_storage().data_ptr() not in taken else o.copy_(r)
+                for r, o in zip(results, flat, strict=True)
+            ]
         else:
             self._kernel(backend)(*args, flat)
         return flat[0] if isinstance(outputs, torch.Tensor) else tuple(flat)

@@ -15,6 +15,7 @@ import torch
 from conftest import captured
 from torch import Tensor
 from torch.nn.functional import normalize
+from torch.utils.flop_counter import FlopCounterMode
 
 import skelops
 from skelops import _backend, _triton
@@ -265,6 +266,18 @@ def test_empty_batches(case: str, dtype: torch.dtype) -> None:
     for a, b in zip(results, expected, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         torch.testing.assert_close(a, b, equal_nan=True)
+
+
+@every_case
+def test_the_reference_needs_no_autograd(case: str) -> None:
+    """Where a mode or a compiler calls an op, its gradient runs below autograd."""
+    inputs = CASES[case][1](2, torch.float32)
+    with skelops.backend("reference"):
+        expected = step(case, copies(inputs))
+        with FlopCounterMode(display=False):
+            results = step(case, copies(inputs))
+    for a, b in zip(results, expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("case", CASES)

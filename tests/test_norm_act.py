@@ -363,8 +363,40 @@ def test_bad_input() -> None:
             norm_act(x, scale, shift, dropout=rate, seed=seed)
     with pytest.raises(ValueError, match=r"seed: expected an int64 tensor \(1\) for dropout, got None"):
         norm_act(x, scale, shift, dropout=0.5)
-    with pytest.raises(ValueError, match=r"seed: expected an int64 tensor \(1\), got torch.int32 \(1,\)"):
+    with pytest.raises(TypeError, match=r"seed: expected torch.int64, got torch.int32"):
         norm_act(x, scale, shift, dropout=0.5, seed=seed.int())
+    with pytest.raises(TypeError, match=r"seed: expected a tensor, got int"):
+        norm_act(x, scale, shift, dropout=0.5, seed=3)
+    with pytest.raises(ValueError, match=r"seed: expected shape \(1\), got \(2,\)"):
+        norm_act(x, scale, shift, dropout=0.5, seed=seed.expand(2))
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.5])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "last"])
+@pytest.mark.usefixtures("kernels")
+def test_what_is_not_finite(slope: float, memory_format: torch.memory_format) -> None:
+    """As torch's own activations: -inf is on the left of zero, NaN goes through, and where ReLU is off no gradient."""
+    special = torch.tensor([-torch.inf, torch.inf, torch.nan, -2.0, 0.0, 3.0])
+    values, upstream = (
+        v.flatten()[:, None, None, None].expand(-1, 20, 2, 1) for v in torch.meshgrid(special, special, indexing="ij")
+    )
+    x = values.contiguous(memory_format=memory_format).requires_grad_()
+    y = skelops.norm_act(x, torch.ones(20), torch.zeros(20), negative_slope=slope)
+    expected = F.leaky_relu(x, slope) if slope else F.relu(x)
+    torch.testing.assert_close(y, expected, equal_nan=True)
+    found, truth = (torch.autograd.grad(z, x, upstream)[0] for z in (y, expected))
+    number = ~x.isnan()
+    torch.testing.assert_close(found[number], truth[number], equal_nan=True)
+
+
+def test_the_reference_hands_no_argument_on() -> None:
+    x, residual = (torch.randn(2, 6, 3, 5).requires_grad_() for _ in range(2))
+    upstream = torch.randn(2, 6, 3, 5)
+    with skelops.backend("reference"):
+        y = skelops.norm_act(x, torch.ones(6), torch.zeros(6), residual, negative_slope=1.0)
+        (gradient,) = torch.autograd.grad(y, residual, upstream)
+    assert torch.equal(gradient, upstream)
+    assert gradient.untyped_storage().data_ptr() != upstream.untyped_storage().data_ptr()
 
 
 @pytest.mark.cpu

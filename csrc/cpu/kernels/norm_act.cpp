@@ -22,6 +22,9 @@ class Mask {
   Hash hash_;
 };
 
+// The slope times the value; zero where the slope is, whatever the value.
+Vec sloped(Vec value, Vec slope) { return slope != 0 ? value * slope : Vec{}; }
+
 // The index of the first element of a line.
 template <bool Last>
 int64_t first_index(const Lines& lines, int64_t line) {
@@ -54,7 +57,7 @@ void forward(const NormAct& p, int64_t begin, int64_t end) {
           const Vec r = load_ahead(residual + k * residual_stride + i, n);
           z += R == Residual::plain ? r : r * coefficients<Last>(residual_scale, i) + coefficients<Last>(residual_shift, i);
         }
-        store_some(y + k * width + i, z > 0 ? z : z * slope, n);
+        store_some(y + k * width + i, z < 0 ? sloped(z, slope) : z, n);
       }
     });
   });
@@ -79,7 +82,7 @@ void backward(const NormActBackward& p, int64_t begin, int64_t end, double* sums
       Vec parts[kSums] = {};
       for (int k = 0; k < K; ++k) {
         Vec g = load_ahead(grad + k * grad_stride + i, n);
-        if (y) g = load_ahead(y + k * y_stride + i, n) > 0 ? g : g * slope;
+        if (y) g = load_ahead(y + k * y_stride + i, n) <= 0 ? sloped(g, slope) : g;
         if constexpr (R == Residual::affine) {
           if (grad_residual) store_some(grad_residual + k * width + i, g * coefficients<Last>(residual_scale, i), n);
           if (residual) {

@@ -54,6 +54,11 @@ def _dropped(x: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
     return torch.where(kept(x.shape, dropout, seed), x / (1 - dropout), 0)
 
 
+def _sloped(x: Tensor, negative_slope: float) -> Tensor:
+    """The slope times x; zero where the slope is, whatever x."""
+    return negative_slope * x if negative_slope else torch.zeros_like(x)
+
+
 def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return _wide(x) * scale[:, None, None] + shift[:, None, None]
 
@@ -75,7 +80,7 @@ def norm_act(
             residual = _affine(residual, residual_scale, residual_shift)
         z = z + residual
     if negative_slope != 1:
-        z = torch.where(z > 0, z, negative_slope * z)
+        z = torch.where(z < 0, _sloped(z, negative_slope), z)
     return z.to(x.dtype)
 
 
@@ -94,7 +99,7 @@ def norm_act_backward(
     needs_x, needs_affine, needs_residual, needs_residual_affine = needs
     grad = _wide(grad)
     if y is not None:
-        grad = torch.where(y > 0, grad, negative_slope * grad)
+        grad = torch.where(y <= 0, _sloped(grad, negative_slope), grad)
     inner = _dropped(grad, dropout, seed)
     nothing, none = x.new_empty(0), scale.new_empty(0)
     results = [nothing, none, none, nothing, none, none]

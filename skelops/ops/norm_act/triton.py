@@ -42,6 +42,12 @@ def _coefficients(table, c, channels):
 
 
 @triton.jit
+def _sloped(values, negative_slope):
+    """The slope times values; zero where the slope is, whatever the values."""
+    return tl.where(negative_slope == 0.0, 0.0, values * negative_slope)
+
+
+@triton.jit
 def _forward(
     x, residual, y, scale, shift, residual_scale, residual_shift, seed,
     P, C, TV, x_pitch, residual_pitch, y_pitch, negative_slope, threshold, factor,
@@ -62,7 +68,7 @@ def _forward(
         if residual_scale is not None:
             r = r * _coefficients(residual_scale, c, channels) + _coefficients(residual_shift, c, channels)
         z += r
-    tl.store(y + row * y_pitch + column, tl.where(z > 0, z, z * negative_slope), mask=here)
+    tl.store(y + row * y_pitch + column, tl.where(z < 0, _sloped(z, negative_slope), z), mask=here)
 
 
 @triton.jit
@@ -91,7 +97,8 @@ def _backward(
         row, column = places(first, c, C, TV, LAST, BP)
         g = tl.load(grad + row * grad_pitch + column, mask=here, other=0.0).to(tl.float32)
         if y is not None:
-            g = tl.where(tl.load(y + row * y_pitch + column, mask=here, other=0.0) > 0, g, g * negative_slope)
+            off = tl.load(y + row * y_pitch + column, mask=here, other=0.0) <= 0
+            g = tl.where(off, _sloped(g, negative_slope), g)
         if grad_residual is not None:
             r = g if residual_scale is None else g * _coefficients(residual_scale, c, channels)
             tl.store(grad_residual + row * y_pitch + column, r, mask=here)

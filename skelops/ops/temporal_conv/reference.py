@@ -64,7 +64,7 @@ def temporal_conv_backward(
     none = x.new_empty(0)
     grad_x, grad_scale, grad_shift = grad_a, none, none
     if scale is not None and shift is not None and (needs_x or needs_affine):
-        through = torch.where(_normalised(x, scale, shift) > 0, grad_a, 0).to(scale.dtype)
+        through = torch.where(_normalised(x, scale, shift) <= 0, 0, grad_a).to(scale.dtype)
         grad_x = (through * scale[:, None, None]).to(x.dtype)
         if needs_affine:
             grad_scale, grad_shift = (through * x).sum((0, 2, 3)), through.sum((0, 2, 3))

@@ -20,7 +20,8 @@ def _activated(x, b, t, v, c, here, T, scale, shift, x_b, x_c, x_t, x_v):
     inside = here & ((t >= 0) & (t < T))[None, :]
     at = (b * x_b + t.to(tl.int64) * x_t + v * x_v)[None, :] + (c.to(tl.int64) * x_c)[:, None]
     values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    return tl.where(inside, tl.maximum(values * scale + shift, 0.0), -1.0), values
+    a = tl.maximum(values * scale + shift, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.where(inside, a, -1.0), values
 
 
 @triton.jit
@@ -39,7 +40,7 @@ def _forward(
     most = tl.full((BC, BP), -1.0, tl.float32)
     for i in range(3):
         value, _ = _activated(x, b, t * stride + i - 1, v, c, here, T, a, s, x_b, x_c, x_t, x_v)
-        most = tl.maximum(most, value)
+        most = tl.maximum(most, value, propagate_nan=tl.PropagateNan.ALL)
     at = (b * y_b + t.to(tl.int64) * y_t + v * y_v)[None, :] + (c.to(tl.int64) * y_c)[:, None]
     tl.store(y + at, most, mask=here)
     if sums is not None:
@@ -51,7 +52,7 @@ def _forward(
 
 @triton.jit
 def _backward(
-    grad, x, scale, shift, of_sum, of_square_sum, grad_x, sums, P, C, T, T_out, V, stride,
+    grad, x, scale, shift, grad_sum, grad_square_sum, grad_x, sums, P, C, T, T_out, V, stride,
     g_b, g_c, g_t, g_v, x_b, x_c, x_t, x_v, h_b, h_c, h_t, h_v,
     BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
@@ -76,10 +77,10 @@ def _backward(
             wins = wins & ((j == i) | (own > other) | ((own == other) & (j > i)))
         at = (b * g_b + window.to(tl.int64) * g_t + v * g_v)[None, :] + (c.to(tl.int64) * g_c)[:, None]
         g = tl.load(grad + at, mask=wins, other=0.0).to(tl.float32)
-        if of_sum is not None:
-            g += tl.load(of_sum + c, mask=channels, other=0.0).to(tl.float32)[:, None]
-        if of_square_sum is not None:
-            g += 2 * tl.load(of_square_sum + c, mask=channels, other=0.0).to(tl.float32)[:, None] * own
+        if grad_sum is not None:
+            g += tl.load(grad_sum + c, mask=channels, other=0.0).to(tl.float32)[:, None]
+        if grad_square_sum is not None:
+            g += 2 * tl.load(grad_square_sum + c, mask=channels, other=0.0).to(tl.float32)[:, None] * own
         total += tl.where(wins & (own > 0), g, 0.0)
     at = (b * h_b + t.to(tl.int64) * h_t + v * h_v)[None, :] + (c.to(tl.int64) * h_c)[:, None]
     tl.store(grad_x + at, total * a, mask=here)
