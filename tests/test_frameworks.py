@@ -10,6 +10,7 @@ import torch
 from framework_cases import CLIPS, FRAMES, FRAMEWORKS, batch, make
 from skelops.methods.framework import Batch, Framework
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -53,7 +54,7 @@ def test_the_step_is_one_graph(name: str) -> None:
 
 def test_a_schedule_does_not_compile_every_step_anew() -> None:
     """Momentum of SkeAttnCLR follows the progress of training."""
-    model, counter = make("SkeAttnCLR", shallow=True), torch._dynamo.testing.CompileCounter()
+    model, counter = make("SkeAttnCLR", shallow=True), CompileCounter()
     compiled = torch.compile(model.step, fullgraph=True, backend=counter)
     clips = batch()
     for number in range(5):
