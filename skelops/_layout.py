@@ -43,12 +43,26 @@ def in_format(x: torch.Tensor, channels_last: bool, slices: bool = False) -> tor
 def kernel_map(x: torch.Tensor, slices: bool = False) -> tuple[torch.Tensor, bool]:
     """A (B, C, T, V) map in one of the two formats (any other is copied), and whether it is channels_last.
 
+    Its strides are those of the format, also along axes of size 1, where torch does not mind what they are.
+
     Args:
         x: the map.
         slices: a slice of the channels of a contiguous map is not copied either.
     """
     channels_last = is_channels_last(x)
-    return (x if channels_last else in_format(x, False, slices)), channels_last
+    x = x if channels_last else in_format(x, False, slices)
+    if 1 in x.shape:
+        x = x.as_strided(x.shape, _strides(x, channels_last))
+    return x, channels_last
+
+
+def _strides(x: torch.Tensor, channels_last: bool) -> tuple[int, ...]:
+    """Those that a map in one of the two formats has along axes of more than one element, and would have along all."""
+    B, C, T, V = x.shape
+    if not channels_last:
+        return x.stride(0) if B > 1 else C * T * V, T * V, V, 1
+    row = pitch(x, True)
+    return T * V * row, 1, V * row, row
 
 
 def pitch(x: torch.Tensor, channels_last: bool) -> int:

@@ -19,12 +19,15 @@ from typing import Any, NamedTuple
 import torch
 
 Tile = dict[str, int]
+#: Programs along the second or third axis of a grid, at most.
+LONGEST = 65535
 
 
 class Launch(NamedTuple):
-    """What a launch would have run: a kernel, its positional arguments, and its compile-time ones."""
+    """What a launch would have run: a kernel, on which grid, its positional arguments, and its compile-time ones."""
 
     kernel: Any
+    grid: tuple[int, ...]
     args: tuple[Any, ...]
     meta: dict[str, Any]
 
@@ -72,13 +75,24 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any,
     if 0 in grid:
         return
     if _recorded is not None:
-        _recorded.append(Launch(kernel, args, meta))
+        _recorded.append(Launch(kernel, grid, args, meta))
     elif device.type != "cuda" or device.index == torch.cuda.current_device():
         kernel[grid](*args, **meta)
     else:
         # Triton launches on the current device, which need not be the tensor's.
         with torch.cuda.device(device):
             kernel[grid](*args, **meta)
+
+
+def launch_by_sample(
+    kernel: Any, blocks: tuple[int, ...], samples: int, device: torch.device, *args: Any, **meta: Any
+) -> None:
+    """`launch` on a grid whose last axis is one of samples, in pieces where there are more than it takes.
+
+    The kernel is told the first sample of its piece, ``FIRST``, as a constant: no register holds the usual zero.
+    """
+    for first in range(0, samples, LONGEST):
+        launch(kernel, (*blocks, min(samples - first, LONGEST)), device, *args, FIRST=first, **meta)
 
 
 @contextmanager
@@ -122,9 +136,24 @@ def user_table() -> Path:
     """Where ``skelops tune`` writes its choices; they go before those of the package.
 
     The environment variable SKELOPS_TILES names another file.
+
+    Raises:
+        RuntimeError: no file is named, and the user has no home.
     """
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("SKELOPS_TILES") or cache_home / "skelops" / "tiles.json")
+    if named := os.environ.get("SKELOPS_TILES"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skelops" / "tiles.json"
+
+
+def _user_file() -> bytes | None:
+    """The user's table; None where there is none. A default one that cannot be reached is none."""
+    try:
+        path = user_table()
+        return path.read_bytes() if path.exists() else None
+    except (RuntimeError, OSError):
+        if os.environ.get("SKELOPS_TILES"):
+            raise
+        return None
 
 
 @cache
@@ -133,19 +162,21 @@ def table() -> dict[str, dict[str, dict[str, Tile]]]:
 
     Raises:
         ValueError: the user's table is broken; names the file.
+        OSError: the file that SKELOPS_TILES names cannot be read.
     """
     shipped: dict[str, dict[str, dict[str, Tile]]] = {}
     for file in sorted((Path(__file__).parent / "ops").glob("*/tiles.json")):
         shipped.update(json.loads(file.read_text()))
-    path = user_table()
-    if path.exists():
+    if (content := _user_file()) is not None:
         try:
-            tuned = json.loads(path.read_text())
+            tuned = json.loads(content)
             for kernel in shipped.keys() & tuned.keys():
                 for architecture, cases in tuned[kernel].items():
                     shipped[kernel].setdefault(architecture, {}).update(cases)
         except (ValueError, AttributeError) as error:
-            raise ValueError(f"{path}: not a table of tiles ({error}); delete it or run skelops tune again") from error
+            raise ValueError(
+                f"{user_table()}: not a table of tiles ({error}); delete it or run skelops tune again"
+            ) from error
     return shipped
 
 

@@ -70,6 +70,15 @@ def test_lengths_and_bodies(T: int, bodies: int, dtype: torch.dtype, memory_form
         )
 
 
+@pytest.mark.usefixtures("kernels")
+def test_lengths_out_of_range_end_where_the_map_does() -> None:
+    x = torch.randn(4, 3, 7, 25)
+    lengths = torch.tensor([9, 700, 2**40, -1])
+    check_against_eager(
+        lambda a: skelops.squeeze_pool(a, lengths), lambda a: eager(a, lengths.clamp(min=0, max=7), 1), [x]
+    )
+
+
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.usefixtures("kernels")
 def test_frames_past_the_length_are_not_read(memory_format: torch.memory_format) -> None:
@@ -203,14 +212,16 @@ def test_bad_input() -> None:
         skelops.squeeze_pool(torch.zeros(4, 3, 5, 25, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"x: expected shape \(B, C, T, V\), got \(3, 5, 25\)"):
         skelops.squeeze_pool(x[0])
-    with pytest.raises(ValueError, match="x: expected at least one frame and one joint"):
+    with pytest.raises(ValueError, match="x: expected at least one channel, frame and joint"):
         skelops.squeeze_pool(x[:, :, :0])
     with pytest.raises(TypeError, match="lengths: expected a integer tensor, got torch.float32"):
         skelops.squeeze_pool(x, torch.ones(4))
     with pytest.raises(ValueError, match=r"lengths: expected shape \(B\) with B=4, got \(3,\)"):
         skelops.squeeze_pool(x, torch.ones(3, dtype=torch.int64))
-    for bodies in (0, 3, 1.0):
-        with pytest.raises(ValueError, match=f"bodies: expected a divisor of B=4, got {bodies}"):
+    with pytest.raises(ValueError, match="bodies: expected a divisor of B=4, got 3"):
+        skelops.squeeze_pool(x, bodies=3)
+    for bodies in (0, 1.0, True):
+        with pytest.raises(ValueError, match=f"bodies: expected a positive integer, got {bodies}"):
             skelops.squeeze_pool(x, bodies=bodies)
 
 

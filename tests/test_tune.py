@@ -98,6 +98,26 @@ def test_save_keeps_what_is_there(own_table: Path, monkeypatch: pytest.MonkeyPat
     assert own_table.read_text() == before
 
 
+@pytest.mark.parametrize("error", [RuntimeError, PermissionError])
+def test_a_user_without_a_home_has_no_table(
+    error: type[Exception], own_table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def home() -> Path:
+        raise error("no home")
+
+    monkeypatch.setattr(Path, "home", home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert _triton.user_table() == own_table
+    monkeypatch.delenv("SKELOPS_TILES")
+    assert "squeeze_pool" in _triton.table()
+
+
+def test_a_named_table_that_cannot_be_read_is_an_error(own_table: Path) -> None:
+    own_table.mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        _triton.table()
+
+
 def test_a_default_does_not_hide_the_other_cases() -> None:
     before = _triton.table()["mask_pool"]["default"]["channels_last"]
     tune.save("mask_pool", "sm_90", "default", START)

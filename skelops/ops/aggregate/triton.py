@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from skelops._layout import is_channels_last, kernel_map
-from skelops._triton import dot_precision, launch, splits, tile
+from skelops._triton import dot_precision, launch, launch_by_sample, splits, tile
 
 
 @triton.jit
@@ -91,10 +91,10 @@ def _products(
 def _apply(
     x, adjacency, y, C, T, V, W, K, summed,
     x_b, x_k, x_c, x_t, x_v, a_b, a_k, a_c, a_t, a_v, a_w, y_b, y_k, y_c, y_t, y_w,
-    BC: tl.constexpr, BS: tl.constexpr, BW: tl.constexpr, PER_FRAME: tl.constexpr,
+    BC: tl.constexpr, BS: tl.constexpr, BW: tl.constexpr, PER_FRAME: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
     """Grid: blocks of channels, blocks of targets of K subsets, samples; `summed` subsets go into one."""
-    b, first = tl.program_id(2).to(tl.int64), tl.program_id(1) % K
+    b, first = tl.program_id(2).to(tl.int64) + FIRST, tl.program_id(1) % K
     c, s = tl.program_id(0) * BC + tl.arange(0, BC), tl.arange(0, BS)
     w = tl.program_id(1) // K * BW + tl.arange(0, BW)
     k, v = (first + s // V).to(tl.int64), (s % V).to(tl.int64)
@@ -118,10 +118,10 @@ def _apply(
 @triton.jit
 def _outer_products(
     grad, x, edges, C, T, V, W, K, g_b, g_k, g_c, g_t, g_w, x_b, x_k, x_c, x_t, x_v, e_b, e_k, e_c, e_t,
-    BC: tl.constexpr, BS: tl.constexpr, BW: tl.constexpr, PER_FRAME: tl.constexpr,
+    BC: tl.constexpr, BS: tl.constexpr, BW: tl.constexpr, PER_FRAME: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
     """The gradient of an adjacency per channel (V, W) dense. Grid: as _apply."""
-    b, k = tl.program_id(2).to(tl.int64), (tl.program_id(1) % K).to(tl.int64)
+    b, k = tl.program_id(2).to(tl.int64) + FIRST, (tl.program_id(1) % K).to(tl.int64)
     c, v = tl.program_id(0) * BC + tl.arange(0, BC), tl.arange(0, BS)
     w = tl.program_id(1) // K * BW + tl.arange(0, BW)
     c_far, v_far, w_far = c.to(tl.int64), v.to(tl.int64), w.to(tl.int64)
@@ -202,8 +202,8 @@ def aggregate(
         (x_b, x_c, x_t, x_v), (y_b, y_c, y_t, y_w) = x.stride(), y.stride()
         strides = (x_b, C * x_c if per_subset else 0, x_c, x_t, x_v, a_b, a_k, a_c, a_t, a_v, a_w)
         strides_y = (y_b, 0 if sum_subsets else C * y_c, y_c, y_t, y_w)
-        launch(
-            _apply, (triton.cdiv(C, sizes["BC"]), triton.cdiv(W, sizes["BW"]) * K_out, B), x.device,
+        launch_by_sample(
+            _apply, (triton.cdiv(C, sizes["BC"]), triton.cdiv(W, sizes["BW"]) * K_out), B, x.device,
             x, adjacency, y, C, T, V, W, K_out, summed, *strides, *strides_y, PER_FRAME=per_frame > 1, **sizes,
         )  # fmt: skip
         return
@@ -234,11 +234,11 @@ def aggregate_backward_adjacency(
     if per_channel > 1:
         T = x.shape[2]
         sizes = _tile_blocks("aggregate_per_channel_adjacency", x, per_frame, C, V, W)
-        grid = (triton.cdiv(C, sizes["BC"]), triton.cdiv(W, sizes["BW"]) * K, B)
+        blocks = triton.cdiv(C, sizes["BC"]), triton.cdiv(W, sizes["BW"]) * K
         (x_b, x_c, x_t, x_v), (g_b, g_c, g_t, g_w) = x.stride(), grad.stride()
         strides = (g_b, 0 if sum_subsets else C * g_c, g_c, g_t, g_w, x_b, C * x_c if per_subset else 0, x_c, x_t, x_v)
-        launch(
-            _outer_products, grid, x.device, grad, x, edges, C, T, V, W, K, *strides, *edges.stride()[:4],
+        launch_by_sample(
+            _outer_products, blocks, B, x.device, grad, x, edges, C, T, V, W, K, *strides, *edges.stride()[:4],
             PER_FRAME=per_frame > 1, **sizes,
         )  # fmt: skip
         return

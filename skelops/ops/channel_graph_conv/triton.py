@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from skelops._layout import kernel_map
-from skelops._triton import launch, tile
+from skelops._triton import launch_by_sample, tile
 from skelops._triton_math import tanh
 
 
@@ -88,9 +88,9 @@ def _topology(
 @triton.jit
 def _forward(
     x, query, key, weight, bias, alpha, adjacency, y, sums, C, T, V, K, R,
-    x_b, x_c, x_t, x_v, y_b, y_c, y_t, y_v, BC: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    x_b, x_c, x_t, x_v, y_b, y_c, y_t, y_v, BC: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
-    block, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    block, b = tl.program_id(0), tl.program_id(1).to(tl.int64) + FIRST
     c, w = block * BC + tl.arange(0, BC), tl.arange(0, BV)
     edges = _topology(query, key, weight, bias, alpha, adjacency, b, c, K, C, R, V, BC, BK, BV)
     total, squares = tl.zeros((BC,), tl.float32), tl.zeros((BC,), tl.float32)
@@ -116,9 +116,9 @@ def _forward(
 def _backward_x(
     grad, y, grad_sum, grad_square_sum, query, key, weight, bias, alpha, adjacency, grad_x, C, T, V, K, R,
     g_b, g_c, g_t, g_v, y_b, y_c, y_t, y_v, x_b, x_c, x_t, x_v,
-    BC: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    BC: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
-    block, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    block, b = tl.program_id(0), tl.program_id(1).to(tl.int64) + FIRST
     c = block * BC + tl.arange(0, BC)
     edges = _topology(query, key, weight, bias, alpha, adjacency, b, c, K, C, R, V, BC, BK, BV)
     for frame in range(T):
@@ -134,14 +134,14 @@ def _backward_x(
 def _backward_topology(
     grad, y, grad_sum, grad_square_sum, x, query, key, weight, weights, biases, edges, queries, keys, C, T, V, K, R,
     g_b, g_c, g_t, g_v, y_b, y_c, y_t, y_v, x_b, x_c, x_t, x_v,
-    BC: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    BC: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
     """Gradients, without alpha, of a sample's block of channels.
 
     That of weight (B, K, C, R) and bias (B, K, C) is of the sample; of adjacency (B, blocks, K, V, V), query and key
     (B, blocks, K, R, V) of the block, too.
     """
-    block, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    block, b = tl.program_id(0), tl.program_id(1).to(tl.int64) + FIRST
     c = block * BC + tl.arange(0, BC)
     of_topology = tl.zeros((BC, BK * BV, BV), tl.float32)
     for frame in range(T):
@@ -201,8 +201,8 @@ def channel_graph_conv(
     sums = x.new_empty(B, 2, C, dtype=torch.float32) if stats else None
     parts = [part.contiguous() for part in (query, key, weight, bias, alpha, adjacency)]
     strides = (*x.stride(), *outputs[0].stride())
-    grid = (triton.cdiv(C, sizes["BC"]), B)
-    launch(_forward, grid, x.device, x, *parts, outputs[0], sums, C, T, V, K, R, *strides, **sizes)
+    blocks = (triton.cdiv(C, sizes["BC"]),)
+    launch_by_sample(_forward, blocks, B, x.device, x, *parts, outputs[0], sums, C, T, V, K, R, *strides, **sizes)
     if sums is not None:
         for out, total in zip(outputs[1:], sums.sum(0, dtype=torch.float64), strict=True):
             out.copy_(total)
@@ -234,9 +234,10 @@ def channel_graph_conv_backward(
     of_y = (0, 0, 0, 0) if y is None else y.stride()
     if needs_x:
         sizes = _blocks("channel_graph_conv_x", x, weight)
-        launch(
-            _backward_x, (triton.cdiv(C, sizes["BC"]), B), x.device, grad, y, *of_sums, query, key, weight, bias, alpha,
-            adjacency, outputs[0], C, T, V, K, R, *grad.stride(), *of_y, *outputs[0].stride(), **sizes,
+        launch_by_sample(
+            _backward_x, (triton.cdiv(C, sizes["BC"]),), B, x.device,
+            grad, y, *of_sums, query, key, weight, bias, alpha, adjacency, outputs[0],
+            C, T, V, K, R, *grad.stride(), *of_y, *outputs[0].stride(), **sizes,
         )  # fmt: skip
     if not needs_topology:
         return
@@ -244,8 +245,8 @@ def channel_graph_conv_backward(
     blocks = triton.cdiv(C, sizes["BC"])
     shapes = (B, K, C, R), (B, K, C), (B, blocks, K, V, V), (B, blocks, K, R, V), (B, blocks, K, R, V)
     weights, biases, edges, queries, keys = (x.new_empty(shape, dtype=torch.float32) for shape in shapes)
-    launch(
-        _backward_topology, (blocks, B), x.device, grad, y, *of_sums, x, query, key, weight, weights, biases, edges,
+    launch_by_sample(
+        _backward_topology, (blocks,), B, x.device, grad, y, *of_sums, x, query, key, weight, weights, biases, edges,
         queries, keys, C, T, V, K, R, *grad.stride(), *of_y, *x.stride(), **sizes,
     )  # fmt: skip
     scale = alpha.float()

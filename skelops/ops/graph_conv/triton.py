@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from skelops._layout import kernel_map
-from skelops._triton import Tile, dot_precision, launch, splits, tile
+from skelops._triton import Tile, dot_precision, launch, launch_by_sample, splits, tile
 
 
 @triton.jit
@@ -38,30 +38,30 @@ def _joints(x, b, t0, c0, T, V, C, stride_b, stride_c, stride_t, stride_v, BT: t
 
 
 @triton.jit
-def _gradient_rows(grad, y, of_sum, of_square_sum, b, t0, c0, T, V, C, g_b, g_c, g_t, g_v, y_b, y_c, y_t, y_v, BT: tl.constexpr, BC: tl.constexpr, BV: tl.constexpr):  # fmt: skip  # noqa: E501
+def _gradient_rows(grad, y, grad_sum, grad_square_sum, b, t0, c0, T, V, C, g_b, g_c, g_t, g_v, y_b, y_c, y_t, y_v, BT: tl.constexpr, BC: tl.constexpr, BV: tl.constexpr):  # fmt: skip  # noqa: E501
     """`_rows` of the gradient of y, with what those of its sums add where they are given."""
     g = _rows(grad, b, t0, c0, T, V, C, g_b, g_c, g_t, g_v, BT, BC, BV)
-    if of_sum is not None:
+    if grad_sum is not None:
         i = tl.arange(0, BT * BC)
         t, c, v = t0 + i // BC, c0 + i % BC, tl.arange(0, BV)
-        total = g.to(tl.float32) + tl.load(of_sum + c, mask=c < C, other=0.0).to(tl.float32)[:, None]
+        total = g.to(tl.float32) + tl.load(grad_sum + c, mask=c < C, other=0.0).to(tl.float32)[:, None]
         if y is not None:
-            slope = 2 * tl.load(of_square_sum + c, mask=c < C, other=0.0).to(tl.float32)
+            slope = 2 * tl.load(grad_square_sum + c, mask=c < C, other=0.0).to(tl.float32)
             total += slope[:, None] * _rows(y, b, t0, c0, T, V, C, y_b, y_c, y_t, y_v, BT, BC, BV).to(tl.float32)
         g = tl.where(((t < T) & (c < C))[:, None] & (v < V)[None, :], total, 0.0).to(g.dtype)
     return g
 
 
 @triton.jit
-def _gradient_joints(grad, y, of_sum, of_square_sum, b, t0, c0, T, V, C, g_b, g_c, g_t, g_v, y_b, y_c, y_t, y_v, BT: tl.constexpr, BC: tl.constexpr, BV: tl.constexpr):  # fmt: skip  # noqa: E501
+def _gradient_joints(grad, y, grad_sum, grad_square_sum, b, t0, c0, T, V, C, g_b, g_c, g_t, g_v, y_b, y_c, y_t, y_v, BT: tl.constexpr, BC: tl.constexpr, BV: tl.constexpr):  # fmt: skip  # noqa: E501
     """`_joints` of the gradient of y, with what those of its sums add where they are given."""
     g = _joints(grad, b, t0, c0, T, V, C, g_b, g_c, g_t, g_v, BT, BC, BV)
-    if of_sum is not None:
+    if grad_sum is not None:
         i = tl.arange(0, BT * BV)
         t, v, c = t0 + i // BV, i % BV, c0 + tl.arange(0, BC)
-        total = g.to(tl.float32) + tl.load(of_sum + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+        total = g.to(tl.float32) + tl.load(grad_sum + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
         if y is not None:
-            slope = 2 * tl.load(of_square_sum + c, mask=c < C, other=0.0).to(tl.float32)
+            slope = 2 * tl.load(grad_square_sum + c, mask=c < C, other=0.0).to(tl.float32)
             total += slope[None, :] * _joints(y, b, t0, c0, T, V, C, y_b, y_c, y_t, y_v, BT, BC, BV).to(tl.float32)
         g = tl.where(((t < T) & (v < V))[:, None] & (c < C)[None, :], total, 0.0).to(g.dtype)
     return g
@@ -84,13 +84,13 @@ def _aggregate(rows, edges, BT: tl.constexpr, BC: tl.constexpr, BV: tl.constexpr
 
 @triton.jit
 def _graph_conv(
-    x, y, of_sum, of_square_sum, weight, adjacency, bias, out, sums, C, O, T, V, K,
+    x, y, grad_sum, grad_square_sum, weight, adjacency, bias, out, sums, C, O, T, V, K,
     x_b, x_c, x_t, x_v, y_b, y_c, y_t, y_v, w_k, w_o, w_c, a_b, a_k, a_v, a_w, o_b, o_c, o_t, o_v,
     BT: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, BV: tl.constexpr, SPREAD: tl.constexpr,
-    PRECISION: tl.constexpr,
+    FIRST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The convolution of x, or of the gradient x of a map y."""
-    block, b = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    block, b = tl.program_id(0), tl.program_id(2).to(tl.int64) + FIRST
     o = tl.program_id(1) * BO + tl.arange(0, BO)
     t0 = block * BT
     acc = tl.zeros((BT * BV, BO), tl.float32)
@@ -105,7 +105,7 @@ def _graph_conv(
     for c0 in range(0, C, BC):
         c = c0 + tl.arange(0, BC)
         rows = _gradient_rows(
-            x, y, of_sum, of_square_sum, b, t0, c0, T, V, C, x_b, x_c, x_t, x_v, y_b, y_c, y_t, y_v, BT, BC, BV
+            x, y, grad_sum, grad_square_sum, b, t0, c0, T, V, C, x_b, x_c, x_t, x_v, y_b, y_c, y_t, y_v, BT, BC, BV
         )
         for k in range(K):
             edges = _subset(adjacency, b, k, V, a_b, a_k, a_v, a_w, BV)
@@ -130,7 +130,7 @@ def _graph_conv(
 
 @triton.jit
 def _weight_gradient(
-    grad, y, of_sum, of_square_sum, x, adjacency, weights, biases, C, O, T, V, K, items,
+    grad, y, grad_sum, grad_square_sum, x, adjacency, weights, biases, C, O, T, V, K, items,
     g_b, g_c, g_t, g_v, y_b, y_c, y_t, y_v, x_b, x_c, x_t, x_v, a_b, a_k, a_v, a_w,
     BT: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, BV: tl.constexpr, SPREAD: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -146,7 +146,7 @@ def _weight_gradient(
         edges = _subset(adjacency, b, k, V, a_b, a_k, a_v, a_w, BV)
         rows = _rows(x, b, t0, c0, T, V, C, x_b, x_c, x_t, x_v, BT, BC, BV)
         g = _gradient_joints(
-            grad, y, of_sum, of_square_sum, b, t0, o0, T, V, O, g_b, g_c, g_t, g_v, y_b, y_c, y_t, y_v, BT, BO, BV
+            grad, y, grad_sum, grad_square_sum, b, t0, o0, T, V, O, g_b, g_c, g_t, g_v, y_b, y_c, y_t, y_v, BT, BO, BV
         )
         g = tl.trans(g)
         acc = tl.dot(g, _aggregate(rows, edges, BT, BC, BV, PRECISION), acc, input_precision=PRECISION)
@@ -165,12 +165,13 @@ def _weight_gradient(
 
 @triton.jit
 def _adjacency_gradient(
-    grad, y, of_sum, of_square_sum, x, weight, bias, edges, C, O, T, V, K, items,
+    grad, y, grad_sum, grad_square_sum, x, weight, bias, edges, C, O, T, V, K, items,
     g_b, g_c, g_t, g_v, y_b, y_c, y_t, y_v, x_b, x_c, x_t, x_v, w_k, w_o, w_c,
-    BT: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr,
+    BT: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, BV: tl.constexpr, FIRST: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of one subset over one share of the items of a group of rows: all of them, or one with its own."""
-    share, k, group = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    """Gradient of one subset over one share of the items of a group of samples: all of them, or one with its own."""
+    share, k, group = tl.program_id(0), tl.program_id(1), tl.program_id(2) + FIRST
     t_blocks = tl.cdiv(T, BT)
     acc = tl.zeros((BV, BV), tl.float32)
     for item in range(share, items, tl.num_programs(0)):
@@ -190,8 +191,9 @@ def _adjacency_gradient(
                 joints = _joints(x, b, t0, c0, T, V, C, x_b, x_c, x_t, x_v, BT, BC, BV)
                 projected = tl.dot(joints, w, projected, input_precision=PRECISION)
             g = _gradient_rows(
-                grad, y, of_sum, of_square_sum, b, t0, o0, T, V, O, g_b, g_c, g_t, g_v, y_b, y_c, y_t, y_v, BT, BO, BV
-            )
+                grad, y, grad_sum, grad_square_sum, b, t0, o0, T, V, O,
+                g_b, g_c, g_t, g_v, y_b, y_c, y_t, y_v, BT, BO, BV,
+            )  # fmt: skip
             p = tl.permute(tl.reshape(projected.to(g.dtype), (BT, BV, BO)), (1, 0, 2))
             acc = tl.dot(tl.reshape(p, (BV, BT * BO)), g, acc, input_precision=PRECISION)
     v, w = tl.arange(0, BV), tl.arange(0, BV)
@@ -205,8 +207,8 @@ class _Source(NamedTuple):
 
     x: Tensor
     y: Tensor | None = None
-    of_sum: Tensor | None = None
-    of_square_sum: Tensor | None = None
+    grad_sum: Tensor | None = None
+    grad_square_sum: Tensor | None = None
 
     def strides(self) -> tuple[int, ...]:
         return (*self.x.stride(), *((0, 0, 0, 0) if self.y is None else self.y.stride()))
@@ -217,16 +219,16 @@ def _setting(kernel: str, source: _Source) -> tuple[int, Tile, str]:
     x = source.x
     BV = max(16, triton.next_power_of_2(x.shape[3]))
     case = ("float32" if x.dtype == torch.float32 else "16-bit") + (" wide" if BV > 32 else "")
-    case += " stats" if source.of_sum is not None else ""
+    case += " stats" if source.grad_sum is not None else ""
     return BV, tile(kernel, x.device, case), dot_precision(x.dtype)
 
 
-def _gradient(grad: Tensor, y: Tensor | None, of_sum: Tensor | None, of_square_sum: Tensor | None) -> _Source:
+def _gradient(grad: Tensor, y: Tensor | None, grad_sum: Tensor | None, grad_square_sum: Tensor | None) -> _Source:
     grad, _ = kernel_map(grad)
-    if of_square_sum is None:
-        return _Source(grad) if of_sum is None else _Source(grad, None, of_sum.contiguous())
-    of_sum = torch.zeros_like(of_square_sum) if of_sum is None else of_sum
-    return _Source(grad, y, of_sum.contiguous(), of_square_sum.contiguous())
+    if grad_square_sum is None:
+        return _Source(grad) if grad_sum is None else _Source(grad, None, grad_sum.contiguous())
+    grad_sum = torch.zeros_like(grad_square_sum) if grad_sum is None else grad_sum
+    return _Source(grad, y, grad_sum.contiguous(), grad_square_sum.contiguous())
 
 
 def _convolve(
@@ -237,13 +239,14 @@ def _convolve(
     B, C, T, V = x.shape
     K, O, _ = weight.shape
     BV, sizes, precision = _setting("graph_conv", source)
-    grid = (triton.cdiv(T, sizes["BT"]), triton.cdiv(O, sizes["BO"]), B)
-    sums = x.new_empty(B * grid[0], 2, O, dtype=torch.float32) if stats else None
+    blocks = triton.cdiv(T, sizes["BT"]), triton.cdiv(O, sizes["BO"])
+    sums = x.new_empty(B * blocks[0], 2, O, dtype=torch.float32) if stats else None
     a_b = adjacency.stride(0) if adjacency.dim() == 4 else 0
     strides = (*source.strides(), *weight.stride(), a_b, *adjacency.stride()[-3:], *out.stride())
     bias = bias if bias is None else bias.contiguous()
-    launch(
-        _graph_conv, grid, x.device, *source, weight, adjacency, bias, out, sums, C, O, T, V, K, *strides,
+    launch_by_sample(
+        _graph_conv, blocks, B, x.device,
+        *source, weight, adjacency, bias, out, sums, C, O, T, V, K, *strides,
         BV=BV, SPREAD=bias is not None and bias.dim() == 2, PRECISION=precision, **sizes,
     )  # fmt: skip
     for i, total in enumerate(stats):
@@ -323,8 +326,8 @@ def _reduce_adjacency(
     edges = x.new_empty(groups, shares, K, V, V, dtype=torch.float32)
     bias = bias if bias is None else bias.contiguous()
     strides = (*source.strides(), *x.stride(), *weight.stride())
-    launch(
-        _adjacency_gradient, (shares, K, groups), x.device, *source, x, weight, bias, edges, C, O, T, V, K,
+    launch_by_sample(
+        _adjacency_gradient, (shares, K), groups, x.device, *source, x, weight, bias, edges, C, O, T, V, K,
         items, *strides, BV=BV, PRECISION=precision, **sizes,
     )  # fmt: skip
     out.copy_(edges.sum(1).view_as(out))

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from skelops._layout import in_format, kernel_map, pitch
-from skelops._triton import Tile, dot_precision, launch, splits, tile
+from skelops._triton import Tile, dot_precision, launch, launch_by_sample, splits, tile
 
 
 @triton.jit
@@ -93,14 +93,14 @@ def _apply(
     query, key, value, group_key, hop_key, group_bias, static, alpha, hops, groups, y,
     pitch, pitch_x, pitch_y, pitch_g, T, V, G, D, n_hops, items, scale,
     BF: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
-    BACK: tl.constexpr,
+    BACK: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
     """The attention applied to the value; BACK: its transpose applied to a gradient, which gives that of the value."""
     if pitch_x is None:
         pitch_x = pitch
     if pitch_y is None:
         pitch_y = pitch
-    h, first = tl.program_id(0), tl.program_id(1) * BF
+    h, first = tl.program_id(0), (tl.program_id(1) + FIRST) * BF
     joint, c = tl.arange(0, BV), tl.arange(0, BD)
     bias = tl.load(group_bias + h * D + c, mask=c < D, other=0.0).to(tl.float32)
     keys, hop = _hop_keys(hop_key, h, D, n_hops, BD, BN), _pairs(hops, 0, V, -1, BV).to(tl.int32)
@@ -224,8 +224,8 @@ def _run(
     B, _, T, V = y.shape
     H, n_hops, D = parameters[0].shape
     setting = _setting("hop_attention", y, parameters[0], V, rows)
-    launch(
-        _apply, (H, triton.cdiv(B * T, setting["BF"])), y.device, *qkv, group_key, *parameters, y,
+    launch_by_sample(
+        _apply, (H,), triton.cdiv(B * T, setting["BF"]), y.device, *qkv, group_key, *parameters, y,
         *pitches, T, V, group_key.shape[3], D, n_hops, B * T, scale, BACK=back, **setting,
     )  # fmt: skip
 

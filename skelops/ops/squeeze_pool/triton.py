@@ -16,7 +16,7 @@ from skelops._triton import launch, tile
 @triton.jit
 def _inverse_length(lengths, b, T):
     """Valid frames of row b, and one over their number (0 where there is none)."""
-    length = T if lengths is None else tl.load(lengths + b).to(tl.int32)
+    length = T if lengths is None else tl.minimum(tl.load(lengths + b), T).to(tl.int32)
     return length, tl.where(length > 0, 1.0 / tl.maximum(length, 1).to(tl.float32), 0.0)
 
 

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from skelops._layout import kernel_map
-from skelops._triton import Tile, dot_precision, launch, splits, tile
+from skelops._triton import Tile, dot_precision, launch, launch_by_sample, splits, tile
 
 
 @triton.jit
@@ -55,9 +55,9 @@ def _weights(weight, i, c, C, o, O, w_c, w_o, w_k):
 
 
 @triton.jit
-def _put_sums(sums, first, second, c, group, C):
+def _put_sums(sums, first, second, b, c, group, C):
     """Two sums (BC,) of this program, into (blocks of rows, 2, channels)."""
-    block = tl.program_id(2).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    block = b * tl.num_programs(0) + tl.program_id(0)
     channels = tl.num_programs(1) // tl.cdiv(C, first.shape[0]) * C
     at = block * 2 * channels + group * C + c
     tl.store(sums + at, first, mask=c < C)
@@ -68,9 +68,9 @@ def _put_sums(sums, first, second, c, group, C):
 def _temporal_conv(
     x, weight, bias, scale, shift, y, sums, C, O, V, rows, in_rows, taps, stride, dilation,
     x_b, x_c, x_v, w_o, w_c, w_k, y_b, y_c, y_v,
-    BR: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, PRECISION: tl.constexpr,
+    BR: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, FIRST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    b = tl.program_id(2).to(tl.int64)
+    b = tl.program_id(2).to(tl.int64) + FIRST
     o_blocks = tl.cdiv(O, BO)
     group, o = tl.program_id(1) // o_blocks, tl.program_id(1) % o_blocks * BO + tl.arange(0, BO)
     r = tl.program_id(0) * BR + tl.arange(0, BR)
@@ -93,17 +93,17 @@ def _temporal_conv(
     tl.store(y + at, acc, mask=(r < rows)[:, None] & (o < O)[None, :])
     if sums is not None:
         kept = tl.where((r < rows)[:, None], acc, 0.0)
-        _put_sums(sums, tl.sum(kept, 0), tl.sum(kept * kept, 0), o, group, O)
+        _put_sums(sums, tl.sum(kept, 0), tl.sum(kept * kept, 0), b, o, group, O)
 
 
 @triton.jit
 def _input_gradient(
     grad, y, offset, slope, weight, x, scale, shift, out, sums, C, O, V, rows, out_rows, taps, first, step, stride,
     g_b, g_c, g_v, w_o, w_c, w_k, x_b, x_c, x_v, i_b, i_c, i_v,
-    BR: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, PRECISION: tl.constexpr,
+    BR: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, FIRST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradient of every stride-th frame of x, which the given taps read; frame m reads frames m + first + i * step."""
-    b = tl.program_id(2).to(tl.int64)
+    b = tl.program_id(2).to(tl.int64) + FIRST
     c_blocks = tl.cdiv(C, BC)
     group, c = tl.program_id(1) // c_blocks, tl.program_id(1) % c_blocks * BC + tl.arange(0, BC)
     r = tl.program_id(0) * BR + tl.arange(0, BR)
@@ -130,7 +130,7 @@ def _input_gradient(
         acc = tl.where(z <= 0, 0.0, acc)
         if sums is not None:
             kept = tl.where((r < rows)[:, None], acc, 0.0)
-            _put_sums(sums, tl.sum(kept * value, 0), tl.sum(kept, 0), c, group, C)
+            _put_sums(sums, tl.sum(kept * value, 0), tl.sum(kept, 0), b, c, group, C)
         acc *= scales
     if out is not None:
         at = b * i_b + row.to(tl.int64)[:, None] * i_v + (group * C + c).to(tl.int64)[None, :] * i_c
@@ -212,10 +212,10 @@ def temporal_conv(
     O, _, k = weight.shape
     rows = y.shape[2] * V
     sizes, precision = _setting("temporal_conv", x, O // groups)
-    grid = (triton.cdiv(rows, sizes["BR"]), groups * triton.cdiv(O // groups, sizes["BO"]), B)
-    sums = x.new_empty(B * grid[0], 2, O, dtype=torch.float32) if stats else None
-    launch(
-        _temporal_conv, grid, x.device, x, weight, _dense(bias), _dense(scale), _dense(shift), y, sums,
+    blocks = triton.cdiv(rows, sizes["BR"]), groups * triton.cdiv(O // groups, sizes["BO"])
+    sums = x.new_empty(B * blocks[0], 2, O, dtype=torch.float32) if stats else None
+    launch_by_sample(
+        _temporal_conv, blocks, B, x.device, x, weight, _dense(bias), _dense(scale), _dense(shift), y, sums,
         C // groups, O // groups, V, rows, T * V, k, stride, dilation, *_strides(x), *weight.stride(), *_strides(y),
         PRECISION=precision, **sizes,
     )  # fmt: skip
@@ -296,10 +296,10 @@ def _reduce_input(
         some = weight[:, :, first :: max(1, second - first)][:, :, : len(taps)]
         values = x[:, :, phase::stride]
         rows = values.shape[2] * V
-        grid = (triton.cdiv(rows, sizes["BR"]), groups * triton.cdiv(C // groups, sizes["BC"]), B)
-        sums = x.new_empty(B * grid[0], 2, C, dtype=torch.float32) if of_affine else None
-        launch(
-            _input_gradient, grid, x.device, *gradient, some, values, *affine, of_phase, sums,
+        blocks = triton.cdiv(rows, sizes["BR"]), groups * triton.cdiv(C // groups, sizes["BC"])
+        sums = x.new_empty(B * blocks[0], 2, C, dtype=torch.float32) if of_affine else None
+        launch_by_sample(
+            _input_gradient, blocks, B, x.device, *gradient, some, values, *affine, of_phase, sums,
             C // groups, O // groups, V, rows, grad.shape[2] * V, len(taps), -e, e - e_second, stride,
             *_strides(grad), *some.stride(), *_strides(x), *((0, 0, 0) if out is None else _strides(out)),
             PRECISION=precision, **sizes,
