@@ -88,6 +88,8 @@ class Op:
             annotates them (``Tensor(a!) queue``) and returns ``()``.
         reference: the definition of the op in eager PyTorch, clean in float64.
         outputs: allocates the results (also the fake implementation); None for an op that writes into its arguments.
+        weights: names of arguments that autocast leaves as they are: kernels on the CPU round float32 themselves, and
+            give gradients that are not rounded; for all others, they are cast before the kernel.
         eager_wins: says of a call's arguments whether PyTorch's own kernels were measured to be faster there; the
             reference then serves it (unless a backend is forced).
     """
@@ -98,6 +100,7 @@ class Op:
         *,
         reference: Callable[..., Any],
         outputs: Callable[..., Any] | None,
+        weights: Collection[str] = (),
         eager_wins: Callable[..., bool] | None = None,
     ) -> None:
         self.name, arguments = schema.split("(", 1)
@@ -116,6 +119,7 @@ class Op:
             name: getattr(getattr(torch.ops, f"skelops_{name}"), self.name).default for name in NATIVE
         }
         self._function: Any = None
+        self._weights = [i for i, a in enumerate(self._overload._schema.arguments) if a.name in weights]
         written = (a.alias_info is not None and a.alias_info.is_write for a in self._overload._schema.arguments)
         self._deciding = [i for i, a in enumerate(self._overload._schema.arguments) if a.name not in ALWAYS_DOUBLE]
         self._written = [i for i, is_written in enumerate(written) if is_written]
@@ -135,7 +139,8 @@ class Op:
         return tensor.device.type, tensor.dtype
 
     def _run(self, *args: Any) -> Any:
-        backend = _backend.resolve(self.package, self.name, *self._deciding_kind(args))
+        device, dtype = self._deciding_kind(args)
+        backend = _backend.resolve(self.package, self.name, device, dtype)
         if self.outputs is None:
             if backend == "reference":
                 self.reference(*args)
@@ -147,15 +152,19 @@ class Op:
         if self.eager_wins and _backend.is_auto() and self.eager_wins(*args):
             backend = "reference"
         outputs = self.outputs(*args)
+        if self._weights and backend != "cpu":
+            args = tuple(_cast(arg, dtype) if i in self._weights else arg for i, arg in enumerate(args))
         flat = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
         if backend == "reference":
             results = self.reference(*args)
             results = [results] if isinstance(results, torch.Tensor) else results
-            # The reference computes in whatever layout comes, and may hand an argument on; what was promised to the
-            # compiler is returned, in memory of its own.
+            # The reference computes in whatever layout and dtype comes, and may hand an argument on; what was promised
+            # to the compiler is returned, in memory of its own.
             taken = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, torch.Tensor)}
             flat = [
-                r if r.stride() == o.stride() and r.untyped_storage().data_ptr() not in taken else o.copy_(r)
+                r
+                if (r.stride(), r.dtype) == (o.stride(), o.dtype) and r.untyped_storage().data_ptr() not in taken
+                else o.copy_(r)
                 for r, o in zip(results, flat, strict=True)
             ]
         else:
@@ -192,9 +201,9 @@ class Op:
         """Under autocast, casts every floating-point argument (but float64) to the autocast dtype, as conv2d does.
 
         Args:
-            keep: names of arguments that stay as they are.
+            keep: names of arguments that stay as they are, beside the weights.
         """
-        kept = [argument.name in keep for argument in self._overload._schema.arguments]
+        kept = [a.name in keep or i in self._weights for i, a in enumerate(self._overload._schema.arguments)]
         for device in ("CPU", "CUDA"):
             key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
 

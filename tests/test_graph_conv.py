@@ -263,14 +263,27 @@ def test_compiles_whole() -> None:
 
 
 def test_autocast() -> None:
+    """Maps and adjacencies are cast, weights in the kernel; no worse than eager, which casts weights, too."""
     inputs = make((2, 8, 16, 5, 25, 3))
     with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         y = skelops.graph_conv(*inputs)
     assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y, skelops.graph_conv(*(x.bfloat16() for x in inputs)))
+    low = [x.bfloat16() for x in inputs]
+    assert_no_worse(y, eager(*low), eager(*(x.double() for x in low)))
     with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         mixed = skelops.graph_conv(inputs[0].bfloat16(), *inputs[1:])
     torch.testing.assert_close(mixed, y)
+
+
+@pytest.mark.parametrize("kernels", ["cpu"], indirect=True)
+@pytest.mark.usefixtures("kernels")
+def test_autocast_does_not_round_gradients_of_weights() -> None:
+    """On the CPU, whose kernel takes a weight of float32 beside maps of 16 bits."""
+    x, weight, adjacency, _ = (x.requires_grad_() for x in make((2, 32, 32, 13, 25, 3)))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = skelops.graph_conv(x, weight, adjacency)
+    (gradient,) = torch.autograd.grad(y.float().square().sum(), weight)
+    assert not torch.equal(gradient, gradient.bfloat16().float())
 
 
 def test_repeats_bit_for_bit() -> None:

@@ -84,7 +84,7 @@ def _backward_outputs(
     needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     def like(tensor: Tensor | None, needed: bool) -> Tensor:
-        return x.new_empty(tensor.shape if tensor is not None and needed else 0)
+        return (x if tensor is None else tensor).new_empty(tensor.shape if tensor is not None and needed else 0)
 
     grad_x = empty_map(x, x.shape, is_channels_last(x)) if needs_x else x.new_empty(0)
     return grad_x, like(weight, needs_weight), like(adjacency, needs_adjacency), like(bias, needs_bias)
@@ -99,6 +99,7 @@ _op = Op(
     "graph_conv(Tensor x, Tensor weight, Tensor adjacency, Tensor? bias, bool stats) -> (Tensor, Tensor, Tensor)",
     reference=reference.graph_conv,
     outputs=_outputs,
+    weights=("weight", "bias"),
     eager_wins=_many_joints,
 )
 _op_backward = Op(
@@ -107,6 +108,7 @@ _op_backward = Op(
     " bool needs_bias) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.graph_conv_backward,
     outputs=_backward_outputs,
+    weights=("weight", "bias"),
     eager_wins=_many_joints,
 )
 

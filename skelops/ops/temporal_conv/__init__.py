@@ -146,6 +146,7 @@ _op = Op(
     " int groups, bool stats) -> (Tensor, Tensor, Tensor)",
     reference=reference.temporal_conv,
     outputs=_outputs,
+    weights=("weight", "bias"),
 )
 _op_backward = Op(
     "temporal_conv_backward(Tensor grad, Tensor x, Tensor weight, Tensor? scale, Tensor? shift, Tensor? y,"
@@ -153,6 +154,7 @@ _op_backward = Op(
     " bool needs_weight, bool needs_bias, bool needs_affine) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.temporal_conv_backward,
     outputs=_backward_outputs,
+    weights=("weight", "bias"),
 )
 
 
