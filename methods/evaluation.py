@@ -30,6 +30,13 @@ def extract_features(encoder: Encoder, clips: Tensor, batch_size: int = 128) -> 
     return in_batches(encoder, encoder.features, clips, batch_size)
 
 
+def _check_neighbours(neighbours: Sequence[int], clips: int) -> None:
+    if not neighbours:
+        raise ValueError("neighbours: expected at least one k, got none")
+    if not all(1 <= k <= clips for k in neighbours):
+        raise ValueError(f"neighbours: expected 1 to {clips} (the training clips), got {list(neighbours)}")
+
+
 def knn_predict(
     train: Tensor, labels: Tensor, test: Tensor, num_classes: int, neighbours: Sequence[int], temperature: float = 0.1
 ) -> dict[int, Tensor]:
@@ -45,10 +52,7 @@ def knn_predict(
     Raises:
         ValueError: there is no k, or some k is not between 1 and P.
     """
-    if not neighbours:
-        raise ValueError("neighbours: expected at least one k, got none")
-    if not all(1 <= k <= len(train) for k in neighbours):
-        raise ValueError(f"neighbours: expected 1 to {len(train)} (the training clips), got {list(neighbours)}")
+    _check_neighbours(neighbours, len(train))
     train, predictions = normalize(train, dim=1), {k: [labels[:0]] for k in neighbours}
     for batch in normalize(test, dim=1).split(1024):
         similarity, index = (batch @ train.T).topk(max(neighbours))
@@ -159,6 +163,7 @@ def evaluate(
     """
     if train.layout != encoder.layout.name:
         raise ValueError(f"data: expected layout {encoder.layout.name} as the encoder, got {train.layout}")
+    _check_neighbours(neighbours, len(train.clips))
     features = [extract_features(encoder, split.clips) for split in (train, test)]
     if not all(part.isfinite().all() for part in features):
         raise ValueError("encoder: expected finite features, got NaN or infinite ones, as if training diverged")

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from skelops.methods import STGCN, SkeleMixCLR
+from skelops.methods import STGCN, SkeleMixCLR, evaluation
 from skelops.methods.evaluation import LinearProbe, evaluate, extract_features, knn_predict, random_twin
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -149,6 +149,15 @@ def test_evaluation_counts_what_it_predicts() -> None:
 def test_evaluation_refuses_another_layout() -> None:
     with pytest.raises(ValueError, match="^data: expected layout nw_ucla as the encoder, got ntu"):
         evaluate(encoder(), dataset(4, "ntu"), dataset(4, "ntu"))
+
+
+@pytest.mark.parametrize("neighbours", [(), (5,)], ids=str)
+def test_evaluation_refuses_neighbours_before_it_computes_features(
+    neighbours: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "extract_features", lambda *_: pytest.fail("features were computed"))
+    with pytest.raises(ValueError, match="^neighbours: expected"):
+        evaluate(encoder(), dataset(4), dataset(4), neighbours=neighbours)
 
 
 def test_evaluation_refuses_an_encoder_that_diverged() -> None:
