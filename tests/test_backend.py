@@ -37,6 +37,17 @@ def test_every_op_has_a_cpu_kernel(op: str) -> None:
     assert _backend.choose(REGISTRY[op].package, op, "cpu", F32) == _backend.Choice("cpu", {})
 
 
+def test_the_reference_hands_no_argument_on() -> None:
+    """The gradient of a residual that nothing scales is the one that came; an op gives memory of its own."""
+    x, residual = (torch.randn(2, 6, 3, 5).requires_grad_() for _ in range(2))
+    upstream = torch.randn(2, 6, 3, 5)
+    with skelops.backend("reference"):
+        y = skelops.norm_act(x, torch.ones(6), torch.zeros(6), residual, negative_slope=1.0)
+        (gradient,) = torch.autograd.grad(y, residual, upstream)
+    assert torch.equal(gradient, upstream)
+    assert gradient.untyped_storage().data_ptr() != upstream.untyped_storage().data_ptr()
+
+
 def test_float64_runs_on_the_reference_and_says_why() -> None:
     choice = _backend.choose("skelops.ops.graph_conv", "graph_conv", "cpu", torch.float64)
     assert choice.backend == "reference"

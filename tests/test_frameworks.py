@@ -135,7 +135,7 @@ def test_bfloat16(name: str) -> None:
     ours, exact, theirs = (torch.cat([g.flatten() for g in gradients(m).values()]) for m in (model, twin, eager))
     assert ours.isfinite().all()
     errors = [1 - torch.cosine_similarity(found, exact, 0) for found in (ours, theirs)]
-    assert errors[0] < max(0.1, 2 * errors[1]), "no worse than eager, as everywhere"
+    assert errors[0] < (0.1 if errors[1] < 0.1 else 2 * errors[1]), "no worse than eager, as everywhere"
     kept = {key: value for key, value in model.state_dict().items() if value.is_floating_point()}
     assert {value.dtype for value in (*kept.values(), *gradients(model).values())} == {torch.float32}
     assert all(value.isfinite().all() for value in kept.values())

@@ -84,7 +84,7 @@ def _backward_outputs(
     needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     def like(tensor: Tensor | None, needed: bool) -> Tensor:
-        return (x if tensor is None else tensor).new_empty(tensor.shape if tensor is not None and needed else 0)
+        return x.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape if needed else 0)
 
     grad_x = empty_map(x, x.shape, is_channels_last(x)) if needs_x else x.new_empty(0)
     return grad_x, like(weight, needs_weight), like(adjacency, needs_adjacency), like(bias, needs_bias)
