@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 # B, C, T, V
-SHAPES = [(2, 3, 5, 25), (2, 2, 13, 20), (1, 2, 1, 17), (2, 1, 3, 1), (1, 33, 2, 25), (1, 2, 200, 25), (1, 1, 9, 1000)]
+SHAPES = [(2, 3, 5, 25), (2, 2, 13, 20), (1, 2, 1, 17), (2, 1, 3, 1), (1, 33, 2, 25), (1, 2, 200, 25), (2, 1, 9, 1000)]
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,10 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         pytest.skip("no g++ to compile the kernels with")
     library = tmp_path_factory.mktemp("emulation") / "kernels.so"
     includes = [f"-I{ROOT / 'csrc/cuda/kernels'}", f"-I{ROOT / 'tests/cuda_emulation'}"]
-    flags = ["-std=gnu++20", "-O1", "-shared", "-fPIC", "-pthread", "-Wno-unknown-pragmas"]
+    flags = ["-std=gnu++20", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
     source = str(ROOT / "tests/cuda_emulation/kernels.cpp")
     result = subprocess.run([compiler, *flags, *includes, source, "-o", str(library)], capture_output=True, text=True)
-    if "unrecognized command-line option" in result.stderr or "barrier: No such file" in result.stderr:
+    if "unrecognized command-line option" in result.stderr:
         pytest.skip("this g++ has no C++20")
     assert result.returncode == 0, result.stderr[-3000:]
     return ctypes.CDLL(str(library))
