@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -157,7 +159,38 @@ def test_views_without_amplitude_are_the_clips() -> None:
     assert torch.equal(RandomViews(rotation=0, crop=0, shear=0)(clips, generator(0)), clips)
 
 
-@pytest.mark.parametrize("name", ["rotation", "tilt", "scale", "frames", "crop", "shear"])
+def test_views_are_runs_of_frames_turned_about_every_axis() -> None:
+    """The training clips of STD-CL: half or more of the frames in a run, none of the padding."""
+    lengths = torch.tensor([100, 300]).repeat(300)
+    clips = torch.zeros(600, 3, 300, 20, 1)
+    clips[:, 0] = torch.arange(1.0, 301)[:, None, None]
+    for clip, length in zip(clips, lengths, strict=True):
+        clip[:, length:] = -1e6
+    runs = RandomViews(frames=64, share=0.5, crop=0, shear=0)(clips, generator(0), lengths)[:, 0, :, 0, 0]
+    steps = runs.diff(dim=1)[:, 1:-1]
+    torch.testing.assert_close(steps, steps[:, :1].expand_as(steps), atol=1e-2, rtol=0)
+    for length, least in ((100, 64), (300, 150)):
+        used = steps[lengths == length].mean(1) * 64
+        assert least - 1 < used.min() < least + 5
+        assert length - 5 < used.max() < length + 1
+        assert runs[lengths == length].min() < 5
+        assert length - 5 < runs[lengths == length].max() <= length
+    turned = RandomViews(17.19, 17.19, crop=0, shear=0, roll=17.19)(clips[:, :, :1], generator(0))[:, :, 0, 0, 0]
+    torch.testing.assert_close(turned.norm(dim=1), torch.ones(600))
+    cosine, sine = math.cos(math.radians(17.19)), math.sin(math.radians(17.19))
+    assert cosine**2 - sine**3 - 1e-4 <= turned[:, 0].min() < cosine, "turned about y and z"
+    assert 0.25 < turned[:, 1].abs().max() < 0.4
+
+
+@pytest.mark.parametrize("name", ["rotation", "tilt", "scale", "frames", "crop", "shear", "roll", "share"])
 def test_negative_amplitudes_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}: expected at least 0, got -1"):
         RandomViews(**{name: -1})
+
+
+@pytest.mark.parametrize("arguments", [{"share": 0.5}, {"replace": False}])
+def test_ways_to_draw_frames_need_their_number(arguments: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="^frames: expected at least 1 with share or without replacement, got 0"):
+        RandomViews(**arguments)
+    with pytest.raises(ValueError, match="^share: expected 0 to 1, got 2"):
+        RandomViews(frames=4, share=2)

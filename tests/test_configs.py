@@ -107,7 +107,7 @@ def test_published_settings_and_the_last_word_of_a_configuration() -> None:
         ("scd_net/ntu60_xsub", "scd_net", True),
         ("scd_net/pku2", "scd_net", True),
         ("sds_cl/ntu120_xset", "sds_cl", True),
-        ("std_cl/ntu60_xview", "std_cl", False),
+        ("std_cl/ntu60_xview", "std_cl", True),
         ("skelemix_clr/ntu60_xsub", None, False),
     ],
 )

@@ -25,6 +25,7 @@ ABSENT_STAYS_ABSENT = {
     "unit_box": transforms.unit_box,
     "uniform_frames": lambda x: transforms.uniform_frames(x, torch.tensor([12, 5, 1, 7]), 9),
     "random_frames": lambda x: transforms.random_frames(x, torch.tensor([12, 5, 1, 7]), 9, seeded()),
+    "without replacement": lambda x: transforms.random_frames(x, torch.tensor([12, 5, 1, 7]), 9, seeded(), False),
     "align_shoulders": lambda x: transforms.align_shoulders(x, "ntu"),
     "normalize_scale": lambda x: transforms.normalize_scale(x, "ntu"),
     "resize": lambda x: transforms.resize(x, torch.tensor([12, 5, 1, 7]), 9),
@@ -122,6 +123,20 @@ def test_random_frames_are_sorted_valid_and_uniform():
         transforms.random_frames(x[:2], torch.tensor([0, 40]), 5)
     with pytest.raises(ValueError, match="frames: expected at least 1, got 0"):
         transforms.random_frames(x[:1], torch.tensor([4]), 0)
+
+
+def test_random_frames_without_replacement_are_each_taken_as_often():
+    x = torch.arange(40.0).view(1, 1, 40, 1, 1).expand(3000, 3, -1, 20, 1)
+    lengths = torch.tensor([1, 5, 13, 40]).repeat(750)
+    frames = transforms.random_frames(x, lengths, 13, seeded(), replace=False)[:, 0, :, 0, 0].long()
+    assert (frames.diff(dim=1) >= 0).all()
+    assert torch.equal(frames[2], torch.arange(13)), "as many as there are: each of them"
+    for length in (1, 5, 40):
+        drawn = frames[lengths == length]
+        times = torch.stack([torch.bincount(row, minlength=length) for row in drawn])
+        assert times.shape[1] == length
+        assert times.max() <= -(-13 // length), "no frame more often than there are copies"
+        assert (times.float().mean(0) * length / 13 - 1).abs().max() < 0.25
 
 
 def test_align_shoulders_undoes_any_turn_about_the_vertical():

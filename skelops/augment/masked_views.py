@@ -9,9 +9,9 @@ import torch
 from torch import Generator, Tensor
 
 from .._checks import positive_integer
-from ..data.transforms import random_shear, resize
+from ..data.transforms import random_shear
 from ..graphs import Layout, adjacency, get_layout
-from .views import Views, rotate, uniform
+from .views import Views, random_crop_resize, rotate, uniform
 
 #: Segments of a clip that `temporal_mask` tells apart, as released.
 SEGMENTS = 16
@@ -46,32 +46,6 @@ def _fitting(layout: str | Layout, clips: Tensor) -> Layout:
             f"clips: expected {layout.num_joints} joints as layout {layout.name} has, got {clips.shape[3]}"
         )
     return layout
-
-
-def random_crop_resize(
-    clips: Tensor,
-    lengths: Tensor,
-    frames: int,
-    generator: Generator | None = None,
-    ratio: tuple[float, float] = (0.1, 1.0),
-) -> Tensor:
-    """A run of every clip's frames, resized to ``frames``: its length is a share of the clip's from U(ratio), but at
-    least ``frames`` where the clip has so many, and its start is drawn uniformly.
-
-    Args:
-        clips: (N, C, T, V, M). lengths: (N,) integers from 1 to T.
-
-    Raises:
-        ValueError: ``frames`` is no positive integer, ``lengths`` does not fit the clips, or ``ratio`` is no range of
-            shares.
-    """
-    positive_integer("frames", frames)
-    if not 0 <= ratio[0] <= ratio[1] <= 1:
-        raise ValueError(f"ratio: expected 0 <= least <= largest <= 1, got {ratio}")
-    share = ratio[0] + (ratio[1] - ratio[0]) * uniform(clips, generator)
-    length = (lengths * share).long().clamp(min=frames).minimum(lengths)
-    start = (uniform(clips, generator).double() * (lengths - length + 1)).long()
-    return resize(clips, length, frames, start)
 
 
 def random_main_rotation(

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from ..data.transforms import random_crop, random_frames, random_shear, unit_box
+from .._checks import positive_integer
+from ..data.transforms import random_crop, random_frames, random_shear, resize, unit_box
 
 #: The plane that a rotation about an axis turns, first towards second.
 _PLANES = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}
@@ -74,6 +75,32 @@ def random_scale(clips: Tensor, generator: Generator | None = None, amplitude: f
     return clips * (1 + _symmetric(clips, generator, amplitude)[:, None, None, None, None])
 
 
+def random_crop_resize(
+    clips: Tensor,
+    lengths: Tensor,
+    frames: int,
+    generator: Generator | None = None,
+    ratio: tuple[float, float] = (0.1, 1.0),
+) -> Tensor:
+    """A run of every clip's frames, resized to ``frames``: its length is a share of the clip's from U(ratio), but at
+    least ``frames`` where the clip has so many, and its start is drawn uniformly.
+
+    Args:
+        clips: (N, C, T, V, M). lengths: (N,) integers from 1 to T.
+
+    Raises:
+        ValueError: ``frames`` is no positive integer, ``lengths`` does not fit the clips, or ``ratio`` is no range of
+            shares.
+    """
+    positive_integer("frames", frames)
+    if not 0 <= ratio[0] <= ratio[1] <= 1:
+        raise ValueError(f"ratio: expected 0 <= least <= largest <= 1, got {ratio}")
+    share = ratio[0] + (ratio[1] - ratio[0]) * uniform(clips, generator)
+    length = (lengths * share).long().clamp(min=frames).minimum(lengths)
+    start = (uniform(clips, generator).double() * (lengths - length + 1)).long()
+    return resize(clips, length, frames, start)
+
+
 class Views(ABC):
     """A distribution of views of a clip."""
 
@@ -84,7 +111,7 @@ class Views(ABC):
 
 @dataclass(frozen=True)
 class RandomViews(Views):
-    """Draws a view: rotation about the vertical axis and about x, scale, unit box, frames, crop, shear, in this order;
+    """Draws a view: rotations about the vertical axis, x and z, scale, unit box, frames, crop, shear, in this order;
     0 leaves a step out.
 
     Args:
@@ -92,13 +119,18 @@ class RandomViews(Views):
         tilt: largest angle about the x axis, in degrees.
         scale: a clip is multiplied by a factor from U(1 - scale, 1 + scale).
         box: whether every axis is stretched to [-1, 1] then, which takes the scale out again, as released.
-        frames: how many of a clip's frames are drawn at random, to be kept in their order.
+        frames: how many of a clip's frames are drawn at random and kept in their order; with ``share``, how many
+            frames a run of them is resized to.
         crop: a clip is padded by T // crop mirrored frames at both ends and cut back to T frames; 0 for no crop.
         shear: largest off-diagonal of the shear matrix.
+        roll: largest angle about the z axis, in degrees.
+        share: the least share of a clip's frames in a run (`random_crop_resize`); 0 draws frames one by one.
+        replace: whether frames are drawn with replacement, or without (`random_frames`).
 
     Crop 6 and shear 0.5 are those of SkeletonCLR and its descendants (methods such as SkeleMixCLR, SkeAttnCLR).
     ``RandomViews(60, 60, 0.5, True, 52, 0, 0)`` are the training clips of CTR-GCN's feeder for NW-UCLA (which draws
-    whole degrees, and frames without replacement from a hundred copies of each).
+    whole degrees, and frames without replacement from a hundred copies of each); ``RandomViews(17.19, 17.19, frames=64,
+    crop=0, shear=0, roll=17.19, share=0.5)`` those of its feeder for NTU, and of STD-CL (which turn about x first).
     """
 
     rotation: float = 0.0
@@ -108,13 +140,19 @@ class RandomViews(Views):
     frames: int = 0
     crop: int = 6
     shear: float = 0.5
+    roll: float = 0.0
+    share: float = 0.0
+    replace: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("rotation", "tilt", "scale", "frames", "crop", "shear"):
+        for name in ("rotation", "tilt", "scale", "frames", "crop", "shear", "roll", "share"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
-        if self.scale > 1:
-            raise ValueError(f"scale: expected 0 to 1, got {self.scale}")
+        for name in ("scale", "share"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name}: expected 0 to 1, got {getattr(self, name)}")
+        if (self.share or not self.replace) and not self.frames:
+            raise ValueError("frames: expected at least 1 with share or without replacement, got 0")
 
     def __call__(self, clips: Tensor, generator: Generator | None = None, lengths: Tensor | None = None) -> Tensor:
         """One view of every clip (N, 3, T, V, M); the generator is of the clips' device.
@@ -122,10 +160,9 @@ class RandomViews(Views):
         Args:
             lengths: (N,) integers, frames of every clip, of which ``frames`` are drawn; None means all T.
         """
-        if self.rotation:
-            clips = random_rotation(clips, generator, self.rotation)
-        if self.tilt:
-            clips = random_rotation(clips, generator, self.tilt, "x")
+        for axis, degrees in (("y", self.rotation), ("x", self.tilt), ("z", self.roll)):
+            if degrees:
+                clips = random_rotation(clips, generator, degrees, axis)
         if self.scale:
             clips = random_scale(clips, generator, self.scale)
         if self.box:
@@ -133,7 +170,10 @@ class RandomViews(Views):
         if self.frames:
             if lengths is None:
                 lengths = torch.full((len(clips),), clips.shape[2], device=clips.device)
-            clips = random_frames(clips, lengths, self.frames, generator)
+            if self.share:
+                clips = random_crop_resize(clips, lengths, self.frames, generator, (self.share, 1))
+            else:
+                clips = random_frames(clips, lengths, self.frames, generator, self.replace)
         if self.crop:
             clips = random_crop(clips, generator, self.crop)
         if self.shear:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .transforms import _first_body, _present, center_start, pad, preprocess, resize, uniform_frames
+from .transforms import center_start, first_body, pad, preprocess, present_bodies, resize, uniform_frames
 
 #: Frames of the longest recording of NTU RGB+D; whole clips that are longer are resized to as many.
 MAX_FRAMES = 300
@@ -42,14 +42,14 @@ def turn_onto(clips: Tensor, direction: Tensor, axis: int) -> Tensor:
 
 def _bone(clips: Tensor, start: int, end: int) -> Tensor:
     """The vector (N, 3) from a joint to another of the first body in the first frame."""
-    joints = _first_body(clips[:, :, :1])[:, :, 0, :, 0]
+    joints = first_body(clips[:, :, :1])[:, :, 0, :, 0]
     return joints[:, :, end] - joints[:, :, start]
 
 
 def scd_net(clips: Tensor) -> Tensor:
     """SCD-Net, 2s-AGCN: every frame centred on the middle of the first body's spine; of its first frame the lower spine
     upright (along z), then the shoulders along x."""
-    clips = torch.where(_present(clips), clips - _first_body(clips)[:, :, :, _MIDDLE, None], 0)
+    clips = torch.where(present_bodies(clips), clips - first_body(clips)[:, :, :, _MIDDLE, None], 0)
     clips = turn_onto(clips, _bone(clips, _BASE, _MIDDLE), 2)
     return turn_onto(clips, _bone(clips, _LEFT_SHOULDER, _RIGHT_SHOULDER), 0)
 

@@ -26,14 +26,14 @@ def _take_frames(clips: Tensor, frames: Tensor) -> Tensor:
     return clips.gather(2, index)
 
 
-def _present(clips: Tensor) -> Tensor:
+def present_bodies(clips: Tensor) -> Tensor:
     """Which bodies are there, by frame: (N, 1, T, 1, M) bool."""
     return (clips != 0).any(3, keepdim=True).any(1, keepdim=True)
 
 
-def _first_body(clips: Tensor) -> Tensor:
+def first_body(clips: Tensor) -> Tensor:
     """Of every frame the first body that is there: (N, C, T, V, M) to (N, C, T, V, 1)."""
-    index = _present(clips).int().argmax(4, keepdim=True)
+    index = present_bodies(clips).int().argmax(4, keepdim=True)
     return clips.gather(4, index.expand(*clips.shape[:4], 1))
 
 
@@ -73,14 +73,14 @@ def center_start(clips: Tensor, joint: int) -> Tensor:
     _check(clips)
     if not 0 <= joint < clips.shape[3]:
         raise ValueError(f"joint: expected 0 to {clips.shape[3] - 1}, got {joint}")
-    return torch.where(_present(clips), clips - _first_body(clips[:, :, :1])[:, :, :, joint, None], 0)
+    return torch.where(present_bodies(clips), clips - first_body(clips[:, :, :1])[:, :, :, joint, None], 0)
 
 
 def unit_box(clips: Tensor) -> Tensor:
     """Stretch every axis of a clip to [-1, 1]: min-max over the frames, joints and bodies that are present. An axis
     along which nothing extends becomes 0."""
     _check(clips)
-    present = _present(clips)
+    present = present_bodies(clips)
     low = clips.masked_fill(~present, torch.inf).amin((2, 3, 4), keepdim=True)
     extent = clips.masked_fill(~present, -torch.inf).amax((2, 3, 4), keepdim=True) - low
     return torch.where(present & (extent > 0), 2 * (clips - low) / extent - 1, 0)
@@ -148,15 +148,25 @@ def uniform_frames(clips: Tensor, lengths: Tensor, frames: int) -> Tensor:
     return _take_frames(clips, steps * (lengths - 1) // max(frames - 1, 1))
 
 
-def random_frames(clips: Tensor, lengths: Tensor, frames: int, generator: Generator | None = None) -> Tensor:
-    """Of the first `lengths[n]` frames of each clip, `frames` drawn uniformly with replacement, in their order.
+def random_frames(
+    clips: Tensor, lengths: Tensor, frames: int, generator: Generator | None = None, replace: bool = True
+) -> Tensor:
+    """Of the first `lengths[n]` frames of each clip, `frames` drawn uniformly, in their order.
 
     Args:
         clips: (N, C, T, V, M). lengths: (N,) integers from 1 to T. frames: at least 1.
+        replace: draw with replacement; else without, from as many copies of the frames as it takes (DSTA-Net, SDS-CL).
     """
     lengths = _check_lengths(clips, lengths, frames)
-    uniform = torch.rand(len(clips), frames, generator=generator, device=clips.device, dtype=torch.float64)
-    return _take_frames(clips, (uniform * lengths).long().sort(1).values)
+    places = frames if replace else clips.shape[2] + frames
+    uniform = torch.rand(len(clips), places, generator=generator, device=clips.device, dtype=torch.float64)
+    if replace:
+        drawn = (uniform * lengths).long()
+    else:
+        copies = (frames + lengths - 1) // lengths
+        outside = torch.arange(places, device=clips.device) >= copies * lengths
+        drawn = uniform.masked_fill(outside, 2).topk(frames, largest=False).indices % lengths
+    return _take_frames(clips, drawn.sort(1).values)
 
 
 def preprocess(
