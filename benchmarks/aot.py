@@ -1,10 +1,10 @@
 """Compiles every Triton kernel ahead of time, without a GPU: ``python -m benchmarks.aot [op ...]``.
 
 Runs the benchmark cases of the ops with launches recorded instead of executed, and compiles what would have been
-launched for sm_80, sm_90 and sm_100 with the tiles of `tiles.json`: in float32 (three TF32 products and one), bfloat16
-and float16. The gate: no register spills (none above 64 bytes with Triton 3.6, for which the tiles were not chosen), no
-more shared memory than a block can have, matrix products of 16 bits on tensor cores, and every entry of the tables
-compiled.
+launched for sm_80, sm_90 and sm_100 with the tiles of `tiles.json`: in float32 (three TF32 products) and bfloat16, for
+sm_90 also in float32 with one TF32 product and in float16. The gate: no register spills (none above 64 bytes with
+Triton 3.6, for which the tiles were not chosen), no more shared memory than a block can have, matrix products of 16
+bits on tensor cores, and every entry of the tables compiled.
 """
 
 from __future__ import annotations
@@ -139,8 +139,10 @@ def variant(launch: _triton.Launch, architecture: str) -> Variant:
 
 
 def _other_precisions(of: Variant) -> Iterator[Variant]:
-    """The variant, with TF32 for float32, with float16 for bfloat16."""
+    """The variant, for sm_90 with TF32 for float32, with float16 for bfloat16."""
     yield of
+    if of.architecture != "sm_90":
+        return
     if ("PRECISION", "tf32x3") in of.constants:
         constants = tuple((k, "tf32" if k == "PRECISION" else v) for k, v in of.constants)
         yield Variant(**{**of.__dict__, "constants": constants})

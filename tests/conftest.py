@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -173,10 +171,3 @@ def captured(step: Callable[[], Any], generator: torch.Generator | None = None) 
     with torch.cuda.graph(graph):
         results = step()
     return graph, results
-
-
-def run_at_level(level: str, file: str, keyword: str) -> None:
-    """Runs some tests of a file in a process of its own, with the kernels compiled for a lower instruction set."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", file, "-k", f"({keyword}) and not triton and not cuda"]
-    result = subprocess.run(command, env={**os.environ, "SKELOPS_CPU_LEVEL": level}, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-3000:]

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import GPU, check_against_eager, run_at_level
+from conftest import GPU, check_against_eager
 from torch import Tensor
 
 import skelops
@@ -64,6 +64,7 @@ def has_format(x: Tensor, memory_format: torch.memory_format) -> bool:
     return x.numel() == 0 or (x.flatten(1, 2) if x.dim() == 5 else x).is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("form", FORMS, ids="-".join)
 @pytest.mark.parametrize("per_subset", [False, True], ids=["shared", "per_subset"])
@@ -87,6 +88,7 @@ def test_matches_eager(shape: tuple[int, ...], form: tuple[str, str], per_subset
         assert has_format(grad, memory_format)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("form", FORMS, ids="-".join)
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("per_subset", [False, True], ids=["shared", "per_subset"])
@@ -237,9 +239,3 @@ def test_bad_input() -> None:
     for (features, edges, axes), setting, error, message in cases:
         with pytest.raises(error, match=message):
             skelops.aggregate(features, edges, axes=axes, sum_subsets=True, **setting)
-
-
-@pytest.mark.cpu
-@pytest.mark.parametrize("level", ["avx2", "portable"])
-def test_other_instruction_sets(level: str) -> None:
-    run_at_level(level, __file__, "test_matches_eager or test_16_bits")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import check_against_eager, run_at_level
+from conftest import check_against_eager
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -93,6 +93,7 @@ def gradient(inputs: Inputs, counts: Counts = SMALL) -> Tensor:
     return torch.autograd.grad(ours(inputs._replace(features=features), counts), features)[0]
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_matches_eager(shape: tuple[Any, ...], kernels: str) -> None:
     *sizes, counts = shape
@@ -103,6 +104,7 @@ def test_matches_eager(shape: tuple[Any, ...], kernels: str) -> None:
         check(inputs, counts, temperature)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("features_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bank_dtype", DTYPES, ids=str)
 @pytest.mark.usefixtures("kernels")
@@ -164,6 +166,7 @@ def test_is_zero_without_anchors_and_stays_in_the_graph() -> None:
     assert inputs.features.grad.shape == (0, 8)
 
 
+@pytest.mark.every_level
 @pytest.mark.usefixtures("kernels")
 def test_equal_similarities_give_a_logarithm() -> None:
     inputs = make(4, 100, 6)
@@ -179,6 +182,7 @@ def one_hot(Q: int) -> Inputs:
     return Inputs(torch.eye(Q)[labels], labels, torch.eye(Q), torch.arange(Q) % 3, visited, torch.tensor([3]))
 
 
+@pytest.mark.every_level
 @pytest.mark.usefixtures("kernels")
 def test_of_equal_similarities_the_first_slots_are_chosen() -> None:
     inputs, counts = one_hot(60), Counts(3, 4, 1)
@@ -226,6 +230,7 @@ def test_zero_features() -> None:
     assert gradient(inputs).isfinite().all()
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.usefixtures("kernels")
 def test_what_is_not_finite_stays_so(value: float) -> None:
@@ -365,9 +370,3 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str)
     inputs = Inputs(torch.zeros(3, 4), integers[:3], torch.zeros(9, 4), integers, integers > 0, integers[:1])
     with pytest.raises(error, match=message):
         skelops.bank_contrast(**{**inputs._asdict(), **change})
-
-
-@pytest.mark.cpu
-@pytest.mark.parametrize("level", ["avx2", "portable"])
-def test_other_instruction_sets(level: str) -> None:
-    run_at_level(level, __file__, "matches_eager or mixed_dtypes or equal_similarities or finite")

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import run_at_level
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,6 +23,7 @@ def parameters(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     return torch.randn(70, dtype=dtype).requires_grad_(), torch.randn(70, dtype=dtype).requires_grad_()
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("affine", [(True, True), (True, False), (False, True), (False, False)], ids=str)
 @pytest.mark.usefixtures("kernels")
 def test_matches_batch_norm(affine: tuple[bool, bool]) -> None:
@@ -106,6 +106,7 @@ def test_a_count_that_is_a_tensor() -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.every_level
 @pytest.mark.usefixtures("kernels")
 def test_constant_channels_and_empty_maps() -> None:
     # The variance comes out below zero by rounding.
@@ -131,6 +132,7 @@ def test_nan_goes_through() -> None:
     assert scale.isnan().nonzero().tolist() == shift.isnan().nonzero().tolist() == [[3]]
 
 
+@pytest.mark.every_level
 @pytest.mark.usefixtures("kernels")
 def test_other_dtypes_of_the_module() -> None:
     sums, (weight, bias) = eager_sums(torch.randn(SHAPE)), parameters()
@@ -186,9 +188,3 @@ def test_bad_input() -> None:
             skelops.batch_norm_affine(*sums, COUNT, weight, bias, dtype=dtype)
     with pytest.raises(ValueError, match="count: expected more than 1 value per channel in training, got 1"):
         skelops.batch_norm_affine(*sums, 1, weight, bias)
-
-
-@pytest.mark.cpu
-@pytest.mark.parametrize("level", ["avx2", "portable"])
-def test_lower_instruction_sets(level: str) -> None:
-    run_at_level(level, __file__, "matches or constant or dtypes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import GPU, check_against_eager, run_at_level, run_with_gradients
+from conftest import GPU, check_against_eager, run_with_gradients
 from torch import Tensor
 from torch.nn.functional import conv2d
 
@@ -79,6 +79,7 @@ def make(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Ten
     return [x.to(dtype) for x in inputs]
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
@@ -94,6 +95,7 @@ def test_matches_eager(shape: tuple[int, ...], dtype: torch.dtype, memory_format
     assert grad.is_contiguous(memory_format=memory_format) or y.numel() == 0
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.usefixtures("kernels")
@@ -109,6 +111,7 @@ def test_stats(memory_format: torch.memory_format, dtype: torch.dtype) -> None:
     torch.testing.assert_close(squares, wide.square().sum((0, 2, 3)), atol=rounding, rtol=max(1e-5, rounding / 50))
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES[::2], ids=str)
 @pytest.mark.usefixtures("kernels")
@@ -173,6 +176,7 @@ def test_strides(view: str) -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("size", [1e-6, 0.3, 0.62, 0.63, 3.0, 50.0, 1e30], ids=str)
 def test_tanh_is_accurate_at_every_size(size: float) -> None:
     """One joint, one channel of weight 1: y is tanh itself."""
@@ -289,9 +293,3 @@ def test_bad_input() -> None:
     for arguments, error, message in cases:
         with pytest.raises(error, match=message):
             skelops.channel_graph_conv(*arguments)
-
-
-@pytest.mark.cpu
-@pytest.mark.parametrize("level", ["avx2", "portable"])
-def test_other_instruction_sets(level: str) -> None:
-    run_at_level(level, __file__, "test_matches_eager or test_stats or test_gradients_through_stats or test_tanh")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import run_at_level, run_with_gradients, small
+from conftest import run_with_gradients, small
 from torch import Tensor
 
 import skelops
@@ -15,6 +15,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(2, 64, 50, 25), (3, 14, 7, 17), (1, 3, 300, 25), (2, 33, 3, 1), (4, 216, 5, 20), (5, 6, 1, 1), (0, 3, 4, 25)]
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
@@ -26,6 +27,7 @@ def test_matches_the_reference(shape: tuple[int, ...], dtype: torch.dtype, memor
         torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-4)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.usefixtures("kernels")
 def test_variance_of_a_map_far_from_zero(memory_format: torch.memory_format, kernels: str) -> None:
@@ -53,6 +55,7 @@ def test_gradients(dtype: torch.dtype, memory_format: torch.memory_format) -> No
     assert gradient.is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.every_level
 @pytest.mark.usefixtures("kernels")
 def test_strided_maps() -> None:
     base = torch.randn(4, 6, 10, 25)
@@ -107,9 +110,3 @@ def test_bad_input() -> None:
         skelops.channel_sums(torch.zeros(3, 4))
     with pytest.raises(TypeError, match="x: expected a float tensor, got torch.int64"):
         skelops.channel_sums(torch.zeros(1, 2, 3, 4, dtype=torch.int64))
-
-
-@pytest.mark.cpu
-@pytest.mark.parametrize("level", ["avx2", "portable"])
-def test_lower_instruction_sets(level: str) -> None:
-    run_at_level(level, __file__, "matches or variance or strided")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import run_at_level
 from torch import Tensor
 
 import skelops
@@ -20,6 +19,7 @@ def by_loop(queue: Tensor, keys: Tensor, pointer: int) -> tuple[Tensor, int]:
     return queue, pointer
 
 
+@pytest.mark.every_level
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtypes", [(a, b) for a in DTYPES for b in DTYPES], ids=str)
 @pytest.mark.parametrize("layout", ["slots", "dims", "gaps"])
@@ -139,9 +139,3 @@ ZERO = torch.zeros(1, dtype=torch.int64)
 def test_bad_input(arguments: tuple, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         skelops.enqueue_(*arguments)
-
-
-@pytest.mark.cpu
-@pytest.mark.parametrize("level", ["avx2", "portable"])
-def test_other_instruction_sets(level: str) -> None:
-    run_at_level(level, __file__, "ring")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import assert_no_worse, check_against_eager, flatten, run_at_level
+from conftest import assert_no_worse, check_against_eager, flatten
 from torch import Tensor
 
 import skelops
@@ -57,6 +57,7 @@ def make(
     return [x.to(dtype) for x in inputs]
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("per_sample", [False, True], ids=["static", "per_sample"])
@@ -84,6 +85,7 @@ def test_sparse_adjacency_matches_eager(shape: tuple[int, ...], dtype: torch.dty
     check_against_eager(skelops.graph_conv, eager, inputs, differentiable=(0, 1, 2, 3))
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
@@ -102,6 +104,7 @@ def test_formats(
     assert grad.is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.usefixtures("kernels")
 def test_stats(dtype: torch.dtype) -> None:
@@ -116,6 +119,7 @@ def test_stats(dtype: torch.dtype) -> None:
     )
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.parametrize("used", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)], ids=str)
@@ -132,12 +136,14 @@ def test_gradients_through_the_stats(
     check_against_eager(keeping(fused_stats), keeping(eager_stats), inputs, differentiable=(0, 1, 2, 3), factor=3)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (0, 3), (1, 2)], ids=str)
 @pytest.mark.usefixtures("kernels")
 def test_subsets_of_gradients_through_the_stats(wanted: tuple[int, ...]) -> None:
     check_against_eager(fused_stats, eager_stats, make((3, 6, 8, 5, 25, 3)), differentiable=wanted, factor=3)
 
 
+@pytest.mark.every_level
 def test_batch_norm_from_the_stats() -> None:
     """Normalised by its own sums, a map far from zero has the gradients of torch's batch_norm."""
     inputs = make((8, 6, 16, 9, 25, 3))
@@ -156,6 +162,7 @@ def test_batch_norm_from_the_stats() -> None:
     check_against_eager(fused, plain, inputs, differentiable=(0, 1, 2), factor=5)
 
 
+@pytest.mark.every_level
 def test_stats_of_many_elements_are_exact() -> None:
     """The variance of a map with mean 100 and deviation 1 survives E[x^2] - E[x]^2."""
     x = torch.randn(64, 3, 50, 25)
@@ -351,9 +358,3 @@ def test_bad_input() -> None:
     for arguments, error, message in cases:
         with pytest.raises(error, match=message):
             skelops.graph_conv(*arguments)
-
-
-@pytest.mark.cpu
-@pytest.mark.parametrize("level", ["avx512", "avx2", "portable"])
-def test_other_instruction_sets(level: str) -> None:
-    run_at_level(level, __file__, "test_matches_eager or test_formats or stats")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import check_against_eager, run_at_level
+from conftest import check_against_eager
 from torch import Tensor
 
 import skelops
@@ -64,6 +64,7 @@ def released(
     return ((alpha * softmax + static.mT) @ x).transpose(3, 4).reshape(B, T, C, V).transpose(1, 2)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
@@ -87,6 +88,7 @@ def test_is_the_released_form() -> None:
     torch.testing.assert_close(call(*inputs), released(*inputs))
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize(("B", "heads"), [(1, 2), (5, 2), (5, 9)])
 def test_more_frames_than_lanes(B: int, heads: int) -> None:
     """Enough of them that the CPU's kernel takes heads together, two or three here."""
@@ -101,6 +103,7 @@ def test_subsets_of_gradients(wanted: tuple[int, ...]) -> None:
         check_against_eager(call, eager, make((2, 2, 8, frames, 25, 5, 7)), differentiable=wanted)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("view", ["pitched", "contiguous slice", "permuted", "expanded"])
 @pytest.mark.usefixtures("kernels")
 def test_strides(view: str) -> None:
@@ -218,9 +221,3 @@ def test_indices_out_of_range() -> None:
         wrong.view(-1)[3] = value
         with pytest.raises(ValueError, match=rf"{name}: expected values in 0..{last}, got {value}"):
             call(*inputs[:index], wrong, *inputs[index + 1 :])
-
-
-@pytest.mark.cpu
-@pytest.mark.parametrize("level", ["avx2", "portable"])
-def test_other_instruction_sets(level: str) -> None:
-    run_at_level(level, __file__, "test_matches_eager or test_more_frames or test_strides")

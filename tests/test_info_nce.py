@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from conftest import check_against_eager, run_at_level
+from conftest import check_against_eager
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -83,6 +83,7 @@ def test_matches_eager(shape: tuple[int, ...], unit: bool) -> None:
         )
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("query_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("queue_dtype", DTYPES, ids=str)
 @pytest.mark.usefixtures("kernels")
@@ -136,6 +137,7 @@ def test_upstream_gradients_that_are_expanded_or_partial() -> None:
         torch.testing.assert_close(got, torch.autograd.grad(pick(*eager(*inputs)), inputs[:2]), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.every_level
 @pytest.mark.usefixtures("kernels")
 def test_is_cross_entropy_with_label_zero() -> None:
     query, key, queue, _, negatives = make(30, 500, 24, 0, 2)
@@ -239,6 +241,7 @@ def test_queue_may_be_overwritten_before_backward() -> None:
     assert torch.equal(torch.autograd.grad(loss, query)[0], expected)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("N", [4, 40])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.usefixtures("kernels")
@@ -396,9 +399,3 @@ ROWS, QUEUE = torch.zeros(3, 4), torch.zeros(9, 4)
 def test_bad_input(arguments: tuple, options: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         skelops.info_nce(*arguments, **options)
-
-
-@pytest.mark.cpu
-@pytest.mark.parametrize("level", ["avx2", "portable"])
-def test_other_instruction_sets(level: str) -> None:
-    run_at_level(level, __file__, "mixed_dtypes or cross_entropy or finite")

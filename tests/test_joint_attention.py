@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import check_against_eager, run_at_level
+from conftest import check_against_eager
 from torch import Tensor
 
 import skelops
@@ -48,6 +48,7 @@ def eager(
     return reference.joint_attention(source, target, static, alpha, heads, axis, activation, scale or default)[0]
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
@@ -79,6 +80,7 @@ def test_without_static_or_alpha(axis: str, activation: str, given: tuple[str, .
     check_against_eager(partial(call, **options), partial(eager, **options), inputs, differentiable=wanted)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize(("axis", "activation"), FORMS)
 def test_many_frames(axis: str, activation: str) -> None:
     """Several tiles of frames; the released scale."""
@@ -106,6 +108,7 @@ def pitched(*maps: Tensor) -> list[Tensor]:
     return list(torch.cat(maps, 1).contiguous(memory_format=torch.channels_last).split(maps[0].shape[1], 1))
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("axis", ["joints", "frames"])
 @pytest.mark.parametrize("view", ["pitched", "mixed", "permuted", "expanded"])
 @pytest.mark.usefixtures("kernels")
@@ -230,9 +233,3 @@ def test_bad_input() -> None:
     for arguments, options, error, message in cases:
         with pytest.raises(error, match=message):
             call(*arguments, **options)
-
-
-@pytest.mark.cpu
-@pytest.mark.parametrize("level", ["avx2", "portable"])
-def test_other_instruction_sets(level: str) -> None:
-    run_at_level(level, __file__, "test_matches_eager or test_many_frames or test_strides")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import check_against_eager, run_at_level
+from conftest import check_against_eager
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,6 +32,7 @@ def make(rows: tuple[int, ...], inputs: int, outputs: int, dtype: torch.dtype = 
     return [torch.randn(size).to(dtype) for size in sizes]
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -53,6 +54,7 @@ def test_subsets_of_gradients(wanted: tuple[int, ...]) -> None:
     check_against_eager(skelops.linear, F.linear, make((5, 9), 40, 33), differentiable=wanted)
 
 
+@pytest.mark.every_level
 def test_strides() -> None:
     x, _, bias = make((6, 8), 20, 24)
     views = x.transpose(0, 1), x[:, ::2], x[..., 4:14], x[:1].expand(5, 8, 20), x.permute(2, 1, 0)[:, :, :4]
@@ -137,9 +139,3 @@ def test_bad_input() -> None:
     for arguments, error, message in cases:
         with pytest.raises(error, match=message):
             skelops.linear(*arguments)
-
-
-@pytest.mark.cpu
-@pytest.mark.parametrize("level", ["avx512", "avx2", "portable"])
-def test_other_instruction_sets(level: str) -> None:
-    run_at_level(level, __file__, "test_matches_eager or test_strides")

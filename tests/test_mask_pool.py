@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from conftest import check_against_eager, run_at_level, run_with_gradients, small
+from conftest import check_against_eager, run_with_gradients, small
 from torch import Tensor
 
 import skelops
@@ -85,6 +85,7 @@ def test_bodies_share_the_mask_of_their_clip() -> None:
         assert torch.equal(result, expected)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("wanted", [[0], [1], [0, 1]], ids=str)
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.usefixtures("kernels")
@@ -116,6 +117,7 @@ def test_each_output_alone_and_expanded_upstream_gradients(memory_format: torch.
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 def test_large_shared_masks(memory_format: torch.memory_format, kernels: str) -> None:
     B = 64 if kernels == "cpu" else 8
@@ -124,6 +126,7 @@ def test_large_shared_masks(memory_format: torch.memory_format, kernels: str) ->
         check_against_eager(ours("mask"), eager("mask"), [x, mask], [0, 1])
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 def test_long_clips_keep_the_accuracy_of_a_pairwise_sum(memory_format: torch.memory_format, kernels: str) -> None:
     frames = 3000 if kernels == "cpu" else 300
@@ -132,6 +135,7 @@ def test_long_clips_keep_the_accuracy_of_a_pairwise_sum(memory_format: torch.mem
         check_against_eager(ours("mask"), eager("mask"), [x, mask], [0, 1])
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("value", [0.0, 1.0])
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.usefixtures("kernels")
@@ -149,6 +153,7 @@ def test_an_empty_side_is_zero_and_has_no_gradient(value: float, memory_format: 
             torch.testing.assert_close(full, x.mean((2, 3)))
 
 
+@pytest.mark.every_level
 @pytest.mark.usefixtures("kernels")
 def test_one_empty_mask_among_others() -> None:
     x, mask = torch.randn(4, 5, 6, 25), torch.rand(2, 6, 25)
@@ -157,6 +162,7 @@ def test_one_empty_mask_among_others() -> None:
     assert not skelops.mask_pool(x, mask).inside[2:].any()
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.usefixtures("kernels")
@@ -174,9 +180,3 @@ def test_nan_and_infinity_do_what_the_formula_does(value: float, memory_format: 
     x = torch.randn(shape)
     x[0, 1, 0, 0] = math.nan
     assert skelops.mask_pool(x, mask).inside[0, 1].isnan()
-
-
-@pytest.mark.cpu
-@pytest.mark.parametrize("level", ["avx2", "portable"])
-def test_lower_instruction_sets(level: str) -> None:
-    run_at_level(level, __file__, "large or long or subset or nan or empty")

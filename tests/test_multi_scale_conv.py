@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import GPU, check_against_eager, run_at_level
+from conftest import GPU, check_against_eager
 from torch import Tensor
 from torch.nn.functional import conv2d, max_pool2d
 
@@ -90,6 +90,7 @@ def interpreted(form: Form) -> Form:
     return form._replace(C=min(form.C, 10), W=min(form.W, 5), T=min(form.T, 7)) if slow else form
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
@@ -105,6 +106,7 @@ def test_matches_eager(form: Form, dtype: torch.dtype, memory_format: torch.memo
     assert y.is_contiguous(memory_format=memory_format) or not y.numel()
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.usefixtures("kernels")
 def test_stats(memory_format: torch.memory_format) -> None:
@@ -194,12 +196,6 @@ def test_autocast_keeps_the_normalisation() -> None:
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), eager(form)(*inputs), atol=5e-2, rtol=5e-2)
     assert all(g.dtype == torch.float32 for g in torch.autograd.grad(y.float().square().mean(), inputs))
-
-
-@pytest.mark.cpu
-@pytest.mark.parametrize("level", ["avx2", "portable"])
-def test_other_instruction_sets(level: str) -> None:
-    run_at_level(level, __file__, "matches_eager or stats")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import check_against_eager, run_at_level, run_with_gradients, small
+from conftest import check_against_eager, run_with_gradients, small
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -84,6 +84,7 @@ def away_from_kinks(inputs: list[Tensor | None], kept: Tensor | None = None) -> 
     x += torch.where(near, step, 0).to(x.dtype)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("form", FORMS, ids=["plain", "residual", "residual_affine"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -133,6 +134,7 @@ def step(inputs: list[Tensor | None], upstream: Tensor, **options: Any) -> list[
     return [y.detach(), *torch.autograd.grad(y, [x for x in leaves if x is not None], upstream)]
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("C", [1, 6, 16, 24])
 @pytest.mark.usefixtures("kernels")
 def test_strides(C: int) -> None:
@@ -230,6 +232,7 @@ def test_oracle_of_the_hash() -> None:
         assert kept[b, c, t, v].item() == (h >= rate * 2**32)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize(
     "shape", [(2, 64, 40, 25), (3, 14, 9, 17), (2, 1, 9, 17), (1, 33, 5, 3), (7, 5, 1, 1)], ids=str
 )
@@ -387,9 +390,3 @@ def test_what_is_not_finite(slope: float, memory_format: torch.memory_format) ->
     found, truth = (torch.autograd.grad(z, x, upstream)[0] for z in (y, expected))
     number = ~x.isnan()
     torch.testing.assert_close(found[number], truth[number], equal_nan=True)
-
-
-@pytest.mark.cpu
-@pytest.mark.parametrize("level", ["avx2", "portable"])
-def test_lower_instruction_sets(level: str) -> None:
-    run_at_level(level, __file__, "matches or mask_is or strides")

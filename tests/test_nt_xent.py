@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import check_against_eager, run_at_level
+from conftest import check_against_eager
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -48,6 +48,7 @@ def check(tokens: Tensor, pairs: list[tuple[int, int]], **options: Any) -> None:
     )
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.usefixtures("kernels")
@@ -59,6 +60,7 @@ def test_matches_eager(shape: tuple[Any, ...], dtype: torch.dtype) -> None:
     assert skelops.nt_xent(tokens, pairs).dtype == torch.float32
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("shape", [(2, 1, 150, 270), (3, 1, 100, 40), (4, 37, 25, 256)], ids=str)
 def test_matches_eager_at_larger_shapes(shape: tuple[int, ...]) -> None:
     """Several blocks of tokens of one clip, several pieces of a sum, and many clips."""
@@ -92,6 +94,7 @@ def test_low_temperature() -> None:
         check(torch.randn(4, 2, 9, 6), CROSSED, temperature=temperature)
 
 
+@pytest.mark.every_level
 @pytest.mark.usefixtures("kernels")
 def test_zero_tokens() -> None:
     tokens = torch.zeros(2, 3, 5, 16, requires_grad=True)
@@ -127,6 +130,7 @@ def test_sets_without_a_pair_take_no_part() -> None:
     assert gradient.isfinite().all()
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.usefixtures("kernels")
 def test_what_is_not_finite_stays_with_its_set_and_its_clip(value: float) -> None:
@@ -289,9 +293,3 @@ TOKENS = torch.zeros(3, 2, 5, 4)
 def test_bad_input(arguments: tuple, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         skelops.nt_xent(*arguments)
-
-
-@pytest.mark.cpu
-@pytest.mark.parametrize("level", ["avx2", "portable"])
-def test_other_instruction_sets(level: str) -> None:
-    run_at_level(level, __file__, "matches_eager or zero_tokens or finite")

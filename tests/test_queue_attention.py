@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import check_against_eager, run_at_level
+from conftest import check_against_eager
 from torch import Tensor
 
 import skelops
@@ -56,6 +56,7 @@ def test_matches_eager(shape: tuple[int, int, int], kernels: str) -> None:
         check(query, queue, 2.5, torch.tensor(Q // 2 + 1))
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("query_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("queue_dtype", DTYPES, ids=str)
 def test_mixed_dtypes(query_dtype: torch.dtype, queue_dtype: torch.dtype, kernels: str) -> None:
@@ -152,6 +153,7 @@ def test_queue_overwritten_before_backward() -> None:
         torch.autograd.grad(out.sum(), query)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("N", [4, 40])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.usefixtures("kernels")
@@ -289,9 +291,3 @@ def test_autocast_does_not_lower() -> None:
 def test_bad_input(arguments: tuple, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         skelops.queue_attention(*arguments)
-
-
-@pytest.mark.cpu
-@pytest.mark.parametrize("level", ["avx2", "portable"])
-def test_other_instruction_sets(level: str) -> None:
-    run_at_level(level, __file__, "mixed_dtypes or finite")

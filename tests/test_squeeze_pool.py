@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import check_against_eager, run_at_level, run_with_gradients, small
+from conftest import check_against_eager, run_with_gradients, small
 from torch import Tensor
 
 import skelops
@@ -42,6 +42,7 @@ def test_matches_eager(shape: tuple[int, ...], dtype: torch.dtype, memory_format
     check_against_eager(skelops.squeeze_pool, eager, [x])
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 def test_matches_eager_for_every_number_of_joints(memory_format: torch.memory_format, kernels: str) -> None:
     for V in range(1, 66, 1 if kernels == "cpu" else 16):
@@ -49,6 +50,7 @@ def test_matches_eager_for_every_number_of_joints(memory_format: torch.memory_fo
         check_against_eager(skelops.squeeze_pool, eager, [x])
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.usefixtures("kernels")
 def test_long_clips_keep_the_accuracy_of_a_pairwise_sum(memory_format: torch.memory_format) -> None:
@@ -56,6 +58,7 @@ def test_long_clips_keep_the_accuracy_of_a_pairwise_sum(memory_format: torch.mem
     check_against_eager(skelops.squeeze_pool, eager, [x])
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("T", [21, 1])
 @pytest.mark.parametrize("bodies", [1, 2, 3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -70,6 +73,7 @@ def test_lengths_and_bodies(T: int, bodies: int, dtype: torch.dtype, memory_form
         )
 
 
+@pytest.mark.every_level
 @pytest.mark.usefixtures("kernels")
 def test_lengths_out_of_range_end_where_the_map_does() -> None:
     x = torch.randn(4, 3, 7, 25)
@@ -97,6 +101,7 @@ def test_frames_past_the_length_are_not_read(memory_format: torch.memory_format)
     assert gradient[0, :, :5].all()
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 def test_nan_and_infinity_stay_where_they_belong(value: float, memory_format: torch.memory_format) -> None:
@@ -223,9 +228,3 @@ def test_bad_input() -> None:
     for bodies in (0, 1.0, True):
         with pytest.raises(ValueError, match=f"bodies: expected a positive integer, got {bodies}"):
             skelops.squeeze_pool(x, bodies=bodies)
-
-
-@pytest.mark.cpu
-@pytest.mark.parametrize("level", ["avx2", "portable"])
-def test_lower_instruction_sets(level: str) -> None:
-    run_at_level(level, __file__, "lengths or long or every_number or nan")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import assert_no_worse, check_against_eager, run_at_level
+from conftest import assert_no_worse, check_against_eager
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
@@ -93,6 +93,7 @@ def make(form: Form, dtype: torch.dtype = torch.float32, affine: bool = True) ->
     return inputs
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
@@ -110,6 +111,7 @@ def test_matches_eager(form: Form, dtype: torch.dtype, memory_format: torch.memo
         assert grad.is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
@@ -197,6 +199,7 @@ MINIMAL = [
 ]
 
 
+@pytest.mark.every_level
 @pytest.mark.cpu
 @pytest.mark.parametrize("form", MINIMAL, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
@@ -363,12 +366,6 @@ def test_bad_input() -> None:
     for arguments, keywords, error, message in cases:
         with pytest.raises(error, match=message):
             skelops.temporal_conv(*arguments, **keywords)
-
-
-@pytest.mark.cpu
-@pytest.mark.parametrize("level", ["avx512", "avx2", "portable"])
-def test_other_instruction_sets(level: str) -> None:
-    run_at_level(level, __file__, "test_matches_eager or test_stats or test_minimal_filtering")
 
 
 @pytest.mark.parametrize(

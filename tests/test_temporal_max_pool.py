@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import check_against_eager, run_at_level, small
+from conftest import check_against_eager, small
 from torch import Tensor
 
 import skelops
@@ -26,6 +26,7 @@ def make(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Ten
     return [torch.randn(shape).to(dtype), torch.randn(shape[1]), torch.randn(shape[1])]
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
@@ -46,6 +47,7 @@ def test_matches_eager(
     assert y.is_contiguous(memory_format=memory_format) or not y.numel()
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.usefixtures("kernels")
@@ -150,12 +152,6 @@ def test_autocast_keeps_the_normalisation() -> None:
         y = skelops.temporal_max_pool(x, scale, shift)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), eager(x, scale, shift), atol=2e-2, rtol=2e-2)
-
-
-@pytest.mark.cpu
-@pytest.mark.parametrize("level", ["avx2", "portable"])
-def test_other_instruction_sets(level: str) -> None:
-    run_at_level(level, __file__, "matches_eager or stats")
 
 
 @pytest.mark.parametrize(
