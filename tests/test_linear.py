@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 
 import skelops
 from skelops.nn import Linear
+from skelops.ops.linear import MULTIPLIES_BFLOAT16
 
 # leading axes, inputs, outputs
 SHAPES = [
@@ -100,10 +103,117 @@ def test_repeats_bit_for_bit_with_any_number_of_threads() -> None:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
+def lowered(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function under autocast to bfloat16."""
+
+    def call(*arguments: Tensor) -> Tensor:
+        with torch.autocast(arguments[0].device.type, torch.bfloat16):
+            return function(*arguments)
+
+    return call
+
+
 def test_autocast() -> None:
-    x, weight, bias = (y.requires_grad_() for y in make((6,), 20, 9))
-    with torch.autocast(x.device.type, torch.bfloat16):
-        assert skelops.linear(x, weight, bias).dtype == torch.bfloat16
+    x, weight, bias = make((6,), 20, 9)
+    assert torch.equal(lowered(skelops.linear)(x, weight, bias), lowered(F.linear)(x, weight, bias))
+
+
+@pytest.fixture
+def pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our products of bfloat16 at every size."""
+    if not MULTIPLIES_BFLOAT16:
+        pytest.skip("this CPU, or the level of the kernels, does not multiply bfloat16")
+    monkeypatch.setattr(sys.modules["skelops.ops.linear"], "_has_kernel", lambda x, weight: True)
+
+
+EVEN = [
+    ((7, 5), 34, 18),
+    ((600,), 130, 64),
+    ((1,), 2, 2),
+    ((2, 3, 4), 16, 70),
+    ((9,), 1100, 6),
+    ((33,), 2050, 520),
+    ((1040,), 18, 130),
+    ((0, 4), 6, 8),
+    ((5,), 8, 0),
+    ((4,), 0, 6),
+]
+
+
+@pytest.mark.cpu
+@pytest.mark.usefixtures("pairs")
+@pytest.mark.parametrize("shape", EVEN, ids=str)
+@pytest.mark.parametrize("biased", [True, False])
+def test_matches_eager_under_autocast(shape: tuple[tuple[int, ...], int, int], biased: bool) -> None:
+    inputs = make(*shape)[: 3 if biased else 2]
+    check_against_eager(lowered(skelops.linear), lowered(F.linear), inputs, differentiable=range(len(inputs)))
+
+
+@pytest.mark.cpu
+@pytest.mark.usefixtures("pairs")
+def test_strides_under_autocast() -> None:
+    x, _, bias = make((6, 8), 20, 24)
+    for view in (x.transpose(0, 1), x[:, ::2], x[..., 4:14], x[:1].expand(5, 8, 20), x.permute(2, 1, 0)[:, :, :4]):
+        inputs = [view, torch.randn(view.shape[-1], 24).T, bias]
+        check_against_eager(lowered(skelops.linear), lowered(F.linear), inputs, differentiable=range(3))
+
+
+@pytest.mark.cpu
+@pytest.mark.usefixtures("pairs")
+def test_what_is_not_finite_spreads_under_autocast_as_in_eager() -> None:
+    x, weight, bias = make((9,), 34, 18)
+    x[3, 33], weight[5, 33], weight[17, 0] = torch.nan, torch.inf, torch.nan
+    ours, theirs = lowered(skelops.linear)(x, weight, bias), lowered(F.linear)(x, weight, bias)
+    assert torch.equal(ours.isnan(), theirs.isnan()) and torch.equal(ours.isinf(), theirs.isinf())
+    assert ours.isnan().sum() > 9 and ours.isinf().any()
+
+
+@pytest.mark.cpu
+@pytest.mark.skipif(not MULTIPLIES_BFLOAT16, reason="without products of bfloat16 autocast is torch's")
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs", "ours"),
+    [
+        (20, 1024, 1024, True),
+        (20, 512, 1024, False),
+        (20, 1025, 1024, False),
+        (20, 1024, 1025, False),
+        (1025, 1024, 1024, False),
+    ],
+)
+def test_large_weights_keep_float32_under_autocast(rows: int, inputs: int, outputs: int, ours: bool) -> None:
+    x, weight, bias = (y.requires_grad_() for y in make((rows,), inputs, outputs))
+    y = lowered(skelops.linear)(x, weight, bias)
+    for gradient in torch.autograd.grad(y.float().square().sum(), (weight, bias)):
+        assert gradient.dtype == torch.float32
+        assert torch.equal(gradient, gradient.bfloat16().float()) != ours, "torch's are rounded"
+
+
+@pytest.mark.cpu
+@pytest.mark.usefixtures("pairs")
+def test_opcheck_and_bits_of_bfloat16() -> None:
+    x, weight, bias = (y.requires_grad_() for y in make((700,), 600, 200))
+    torch.library.opcheck(torch.ops.skelops.linear.default, (x[:12].bfloat16(), weight, bias))
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            y = lowered(skelops.linear)(x, weight, bias)
+            results.append([y, *torch.autograd.grad(y.float().square().sum(), (x, weight, bias))])
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+@pytest.mark.cpu
+def test_compiles_whole_under_autocast() -> None:
+    x, weight, bias = (y.requires_grad_() for y in make((12,), 1024, 1024))
+    step = lowered(skelops.linear)
+    compiled, expected = torch.compile(step, fullgraph=True)(x, weight, bias), step(x, weight, bias)
+    torch.testing.assert_close(compiled, expected)
+    gradients = (torch.autograd.grad(y.float().square().sum(), (x, weight, bias)) for y in (compiled, expected))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-2, rtol=1e-2)
 
 
 def test_module_is_torchs_linear() -> None:

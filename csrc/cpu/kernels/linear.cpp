@@ -6,32 +6,111 @@
 namespace skelops::SKELOPS_LEVEL {
 namespace {
 
-// Rows k .. k + depth and columns n .. n + columns of B, kColumns apart; the columns are padded to whole vectors.
-void load_part(const MatrixProduct& p, int64_t k, int64_t depth, int64_t n, int64_t columns, float* part) {
-  const float* b = p.b + k * p.bk + n * p.bn;
-  if (p.bn != 1) return transpose_tile(b, p.bn, columns, depth, part, MatrixProduct::kColumns, true);
-  for (int64_t i = 0; i < depth; ++i, b += p.bk, part += MatrixProduct::kColumns)
+constexpr int64_t kWidth = MatrixProduct::kColumns;
+
+// (depth, columns) of B, its strides bk and bn, as rows kWidth apart; the columns are padded to whole vectors.
+void load_part(const float* b, int64_t bk, int64_t bn, int64_t depth, int64_t columns, float* part) {
+  if (bn != 1) return transpose_tile(b, bn, columns, depth, part, kWidth, true);
+  for (int64_t i = 0; i < depth; ++i, b += bk, part += kWidth)
     for (int64_t c = 0; c < columns; c += kLanes) store(part + c, load_some(b + c, columns - c));
+}
+
+// The bits of bf16 in the lanes of 32.
+template <typename T>
+UintVec load_bits(const T* p, int64_t n) {
+  return __builtin_convertvector(to_bf16(load_some(p, n)), UintVec);
+}
+
+// Rows of B by pairs of two, an odd last one with zeros: lane n of row i is B[2i, n] and B[2i + 1, n].
+template <typename T>
+void pair_part(const T* b, int64_t bk, int64_t depth, int64_t columns, bf16* part, int64_t ld) {
+  for (int64_t i = 0; i < depth; i += 2, b += 2 * bk, part += 2 * ld)
+    for (int64_t c = 0; c < columns; c += kLanes) {
+      const UintVec first = load_bits(b + c, columns - c);
+      const UintVec second = i + 1 < depth ? load_bits(b + bk + c, columns - c) : UintVec{};
+      const Vec pairs = reinterpret_cast<Vec>(first | second << 16);
+      store_some(reinterpret_cast<float*>(part) + c, pairs, ld - c);
+    }
+}
+
+#if defined(__AVX512BF16__)
+// n > 0 terms of a row as kLanes pairs of neighbours; past the row they are zero.
+Vec load_pairs(const float* p, int64_t n) {
+  const Vec low = load_some(p, n), high = n > kLanes ? load_some(p + kLanes, n - kLanes) : Vec{};
+  return reinterpret_cast<Vec>(_mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(high), reinterpret_cast<__m512>(low)));
+}
+
+template <typename T>
+void load_part(const T* b, int64_t bk, int64_t bn, int64_t depth, int64_t columns, bf16* part) {
+  if constexpr (sizeof(T) == sizeof(float))
+    if (bn != 1) {
+      Vec block[kLanes];
+      for (int64_t n = 0; n < columns; n += kLanes)
+        for (int64_t k = 0; k < depth; k += 2 * kLanes) {
+#pragma GCC unroll 16
+          for (int64_t i = 0; i < kLanes; ++i) block[i] = n + i < columns ? load_pairs(b + (n + i) * bn + k, depth - k) : Vec{};
+          transpose(block);
+          const int64_t steps = smaller(kLanes, steps_of<bf16>(depth - k));
+          for (int64_t i = 0; i < steps; ++i) store(reinterpret_cast<float*>(part) + (k / 2 + i) * kWidth + n, block[i]);
+        }
+      return;
+    }
+  pair_part(b, bk, depth, columns, part, kWidth);
+}
+#endif
+
+// (depth, R) of a transposed A as rows ld apart: where they lie, a step may be a whole number of pages from the next, and all
+// steps then share one set of the L1 cache.
+void load_steps(const float* a, int64_t ak, int64_t depth, int64_t R, float* steps, int64_t ld) {
+  for (int64_t k = 0; k < depth; ++k, a += ak, steps += ld)
+    for (int64_t r = 0; r < R; r += kLanes) store_some(steps + r, load_some(a + r, R - r), R - r);
+}
+void load_steps(const bf16* a, int64_t ak, int64_t depth, int64_t R, bf16* steps, int64_t ld) { pair_part(a, ak, depth, R, steps, ld); }
+
+// T is the operands' type in products and that of A, B and C those of the matrices.
+template <typename T, typename B, typename C>
+void multiply(const MatrixProduct& p, int64_t begin, int64_t end) {
+  constexpr int64_t rows = MatrixProduct::kRows, terms = kTermsPerStep<T>, most = MatrixProduct::kDepth * terms;
+  constexpr int64_t apart = rows + kLanes;  // of the steps of A
+  constexpr bool in_place = sizeof(C) == sizeof(float);
+  const bool transposed = p.am == 1 && p.ak > 1;
+  const B* b = static_cast<const B*>(p.b);
+  T* part = scratch_of<T>(0, MatrixProduct::kDepth * kWidth);
+  float* sums = in_place ? nullptr : scratch(1, rows * kWidth);  // (rows, kWidth)
+  T* steps = transposed ? scratch_of<T>(2, MatrixProduct::kDepth * apart) : nullptr;
+  const int64_t across = p.items() / p.row_blocks();
+  int64_t loaded = -1;  // where the rows of `steps` begin that serve the next item, too
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t m = item / across * rows, n = item % across * kWidth;
+    const int64_t R = smaller(rows, p.M - m), columns = smaller(kWidth, p.N - n), width = round_up(columns, kLanes);
+    C* out = static_cast<C*>(p.c) + m * p.N + n;
+    float* c = in_place ? reinterpret_cast<float*>(out) : sums;
+    const int64_t ld = in_place ? p.N : kWidth;
+    int64_t k = 0;
+    do {
+      const int64_t depth = smaller(most, p.K - k);
+      const T* a = static_cast<const T*>(p.a) + m * p.am + k * p.ak;
+      load_part(b + k * p.bk + n * p.bn, p.bk, p.bn, depth, columns, part);
+      if (transposed && loaded != m) load_steps(a, p.ak, depth, R, steps, apart);
+      if (p.K <= most) loaded = m;
+      const float* add = k ? c : p.bias ? p.bias + n : nullptr;
+      gemm<T, float>({transposed ? steps : a, transposed ? terms : p.am, transposed ? terms * apart : terms * p.ak, 0, part, terms * kWidth, 0, add,
+                      k ? ld : 0, c, ld, steps_of<T>(depth), 1, columns - (width - kLanes)},
+                     R, width);
+    } while ((k += most) < p.K);
+    if constexpr (!in_place)
+      for (int64_t r = 0; r < R; ++r)
+        for (int64_t i = 0; i < columns; i += kLanes) store_some(out + r * p.N + i, load(c + r * kWidth + i), columns - i);
+  }
 }
 
 }  // namespace
 
 void matrix_product(const MatrixProduct& p, int64_t begin, int64_t end) {
-  constexpr int64_t rows = MatrixProduct::kRows, width = MatrixProduct::kColumns, most = MatrixProduct::kDepth;
-  float* part = scratch(0, most * width);
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t m = item % p.row_blocks() * rows, n = item / p.row_blocks() * width;
-    const int64_t R = smaller(rows, p.M - m), columns = smaller(width, p.N - n), padded = round_up(columns, kLanes);
-    float* c = p.c + m * p.N + n;
-    int64_t k = 0;
-    do {
-      const int64_t depth = smaller(most, p.K - k);
-      load_part(p, k, depth, n, columns, part);
-      const float* add = k ? c : p.bias ? p.bias + n : nullptr;
-      gemm<float, float>({p.a + m * p.am + k * p.ak, p.am, p.ak, 0, part, width, 0, add, k ? p.N : 0, c, p.N, depth, 1, columns - (padded - kLanes)},
-                         R, padded);
-    } while ((k += most) < p.K);
-  }
+#if defined(__AVX512BF16__)
+  if (p.a_type == Dtype::bf16) return p.c_type == Dtype::bf16 ? multiply<bf16, float, bf16>(p, begin, end) : multiply<bf16, bf16, float>(p, begin, end);
+#endif
+  multiply<float, float, float>(p, begin, end);
 }
 
 }  // namespace skelops::SKELOPS_LEVEL

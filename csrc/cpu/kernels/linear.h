@@ -1,19 +1,22 @@
-// Kernel of linear; see linear.cpp beside this file.
+// Kernels of linear; see linear.cpp beside this file.
 #pragma once
 
 #include "level.h"
 
 namespace skelops {
 
-// C (M, N) = [bias +] A (M, K) B (K, N). A and B have any strides, but those of B are 1 along one axis; C lies by rows.
+// C (M, N) = [bias +] A (M, K) B (K, N). A is a matrix by rows (ak 1), the transpose of one (am 1) or a constant (0, 0), B a
+// matrix or its transpose; C lies by rows. Either all are float; or, at the level that multiplies bf16, A is bf16, and B float
+// where C is bf16, or bf16 by rows where C is float. Then K is even where A lies by rows.
 struct MatrixProduct {
   int64_t M, N, K;
-  const float* a;
+  const void* a;
   int64_t am, ak;
-  const float* b;
+  const void* b;
   int64_t bk, bn;
-  float* c;
+  void* c;
   const float* bias;  // (N), or null
+  Dtype a_type, c_type;
 
   // A part of B stays in the L2 cache while it meets the rows of an item, which are many enough to be worth its copy,
   // and whole blocks of the 6 rows that a product takes at once with AVX-512.
