@@ -1,4 +1,5 @@
-// Matrix products of which an operand is large: B is copied in parts of (kDepth, kColumns), its columns along the vector lanes.
+// Matrix products of which an operand is large: B is copied in parts of (kDepth, kColumns), its columns along the vector lanes; for
+// products of bf16 as pairs of terms (see operands.h).
 #include "linear.h"
 
 #include "gemm.h"
@@ -78,10 +79,11 @@ void multiply(const MatrixProduct& p, int64_t begin, int64_t end) {
   T* part = scratch_of<T>(0, MatrixProduct::kDepth * kWidth);
   float* sums = in_place ? nullptr : scratch(1, rows * kWidth);  // (rows, kWidth)
   T* steps = transposed ? scratch_of<T>(2, MatrixProduct::kDepth * apart) : nullptr;
-  const int64_t across = p.items() / p.row_blocks();
+  const int64_t down = p.row_blocks(), across = p.items() / down;
   int64_t loaded = -1;  // where the rows of `steps` begin that serve the next item, too
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t m = item / across * rows, n = item % across * kWidth;
+    // Of a copied A the same rows meet all columns in turn, else the same columns, of a large B, all rows.
+    const int64_t m = (transposed ? item / across : item % down) * rows, n = (transposed ? item % across : item / down) * kWidth;
     const int64_t R = smaller(rows, p.M - m), columns = smaller(kWidth, p.N - n), width = round_up(columns, kLanes);
     C* out = static_cast<C*>(p.c) + m * p.N + n;
     float* c = in_place ? reinterpret_cast<float*>(out) : sums;
