@@ -1,10 +1,10 @@
 """Compiles every Triton kernel ahead of time, without a GPU: ``python -m benchmarks.aot [op ...]``.
 
 Runs the benchmark cases of the ops with launches recorded instead of executed, and compiles what would have been
-launched for sm_80, sm_90 and sm_100 with the tiles of `tiles.json`: in float32 (three TF32 products) and bfloat16, for
-sm_90 also in float32 with one TF32 product and in float16. The gate: no register spills (none above 64 bytes with
-Triton 3.6, for which the tiles were not chosen), no more shared memory than a block can have, matrix products of 16
-bits on tensor cores, and every entry of the tables compiled.
+launched for sm_80, sm_90 and sm_100 with the tiles of `tiles.json`: in float32 (three TF32 products and one), bfloat16
+and float16. The gate: no register spills (none above 64 bytes with Triton 3.6, for which the tiles were not chosen), no
+more shared memory than a block can have, matrix products of 16 bits on tensor cores, and every entry of the tables
+compiled. ``--quick``, which the tests run, takes every form for sm_90, and for the others one form per tile and dtype.
 """
 
 from __future__ import annotations
@@ -139,10 +139,8 @@ def variant(launch: _triton.Launch, architecture: str) -> Variant:
 
 
 def _other_precisions(of: Variant) -> Iterator[Variant]:
-    """The variant, for sm_90 with TF32 for float32, with float16 for bfloat16."""
+    """The variant, with TF32 for float32, with float16 for bfloat16."""
     yield of
-    if of.architecture != "sm_90":
-        return
     if ("PRECISION", "tf32x3") in of.constants:
         constants = tuple((k, "tf32" if k == "PRECISION" else v) for k, v in of.constants)
         yield Variant(**{**of.__dict__, "constants": constants})
@@ -182,6 +180,20 @@ def variants(ops: list[str]) -> tuple[list[Variant], set[str]]:
             f"{kernel} / {key}" for kernel, case in taken for key in (case, "default")[: 1 + _falls_back(kernel, case)]
         }
     return list(found.values()), unused
+
+
+def representative(found: list[Variant], ops: list[str]) -> list[Variant]:
+    """All for sm_90; for the others, in float32 and bfloat16, each kernel with each tile as it takes most arguments."""
+    tiles = [tile for table in _tables(ops).values() for cases in table.values() for tile in cases.values()]
+    blocks = {name for tile in tiles for name in tile}
+    chosen: dict[Any, Variant] = {}
+    for one in sorted(found, key=lambda one: sum(value is None for _, value in one.constants)):
+        if one.architecture == "sm_90":
+            chosen[one] = one
+        elif one.dtype != "fp16" and ("PRECISION", "tf32") not in one.constants:
+            tile = tuple(constant for constant in one.constants if constant[0] in blocks)
+            chosen.setdefault((one.module, one.kernel, one.architecture, one.dtype, one.options, tile), one)
+    return list(chosen.values())
 
 
 def _falls_back(kernel: str, case: str) -> bool:
@@ -269,11 +281,15 @@ def main() -> int:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count(), help="compilations at a time (default: %(default)s)"
     )
+    parser.add_argument("--quick", action="store_true", help="for sm_80 and sm_100 one form per tile and dtype")
     parser.add_argument("--quiet", action="store_true", help="print what fails only")
     arguments = parser.parse_args()
     packages = {op: f"skelops.ops.{op}" for op in all_ops()}
     with_kernels = [op for op, name in packages.items() if find_spec(name) and _triton.has_kernels(name)]
-    found, unused = variants(arguments.ops or with_kernels)
+    ops = arguments.ops or with_kernels
+    found, unused = variants(ops)
+    if arguments.quick:
+        found = representative(found, ops)
     failed = [f"{entry}: no benchmark case takes this entry of the table" for entry in sorted(unused)]
     with ProcessPoolExecutor(arguments.jobs) as pool:
         for report in pool.map(compile_variant, found, chunksize=4):
