@@ -4,7 +4,7 @@ Runs the benchmark cases of the ops with launches recorded instead of executed, 
 launched for sm_80, sm_90 and sm_100 with the tiles of `tiles.json`: in float32 (three TF32 products and one), bfloat16
 and float16. The gate: no register spills (none above 64 bytes with Triton 3.6, for which the tiles were not chosen), no
 more shared memory than a block can have, matrix products of 16 bits on tensor cores, and every entry of the tables
-compiled. ``--quick``, which the tests run, takes every form for sm_90, and for the others one form per tile and dtype.
+compiled. ``--quick``, which the tests run, takes all forms in float32 (three products) and bfloat16 for sm_90 alone.
 """
 
 from __future__ import annotations
@@ -183,15 +183,17 @@ def variants(ops: list[str]) -> tuple[list[Variant], set[str]]:
 
 
 def representative(found: list[Variant], ops: list[str]) -> list[Variant]:
-    """All for sm_90; for the others, in float32 and bfloat16, each kernel with each tile as it takes most arguments."""
+    """All in float32 (three TF32 products) and bfloat16 for sm_90; for other architectures and, for sm_90, in the other
+    precisions each kernel with each tile and dtype once, as it takes most arguments."""
     tiles = [tile for table in _tables(ops).values() for cases in table.values() for tile in cases.values()]
     blocks = {name for tile in tiles for name in tile}
     chosen: dict[Any, Variant] = {}
     for one in sorted(found, key=lambda one: sum(value is None for _, value in one.constants)):
-        if one.architecture == "sm_90":
+        common = one.dtype != "fp16" and ("PRECISION", "tf32") not in one.constants
+        tile = tuple(constant for constant in one.constants if constant[0] in blocks or constant[0] == "PRECISION")
+        if common and one.architecture == "sm_90":
             chosen[one] = one
-        elif one.dtype != "fp16" and ("PRECISION", "tf32") not in one.constants:
-            tile = tuple(constant for constant in one.constants if constant[0] in blocks)
+        elif common or one.architecture == "sm_90":
             chosen.setdefault((one.module, one.kernel, one.architecture, one.dtype, one.options, tile), one)
     return list(chosen.values())
 
@@ -281,7 +283,7 @@ def main() -> int:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count(), help="compilations at a time (default: %(default)s)"
     )
-    parser.add_argument("--quick", action="store_true", help="for sm_80 and sm_100 one form per tile and dtype")
+    parser.add_argument("--quick", action="store_true", help="fewer forms, as the tests do")
     parser.add_argument("--quiet", action="store_true", help="print what fails only")
     arguments = parser.parse_args()
     packages = {op: f"skelops.ops.{op}" for op in all_ops()}
