@@ -4,7 +4,8 @@ Runs the benchmark cases of the ops with launches recorded instead of executed, 
 launched for sm_80, sm_90 and sm_100 with the tiles of `tiles.json`: in float32 (three TF32 products and one), bfloat16
 and float16. The gate: no register spills (none above 64 bytes with Triton 3.6, for which the tiles were not chosen), no
 more shared memory than a block can have, matrix products of 16 bits on tensor cores, and every entry of the tables
-compiled. ``--quick``, which the tests run, takes all forms in float32 (three products) and bfloat16 for sm_90 alone.
+compiled. ``--quick``, which the tests run, takes every form in float32 (three products) and bfloat16 for sm_90, and for
+the other architectures, and for sm_90 in the other precisions, one form of each kernel per tile and dtype.
 """
 
 from __future__ import annotations
@@ -183,8 +184,7 @@ def variants(ops: list[str]) -> tuple[list[Variant], set[str]]:
 
 
 def representative(found: list[Variant], ops: list[str]) -> list[Variant]:
-    """All in float32 (three TF32 products) and bfloat16 for sm_90; for other architectures and, for sm_90, in the other
-    precisions each kernel with each tile and dtype once, as it takes most arguments."""
+    """What ``--quick`` takes: of the forms with one tile, that which takes most arguments, and that of `_ones`."""
     tiles = [tile for table in _tables(ops).values() for cases in table.values() for tile in cases.values()]
     blocks = {name for tile in tiles for name in tile}
     chosen: dict[Any, Variant] = {}
@@ -194,7 +194,8 @@ def representative(found: list[Variant], ops: list[str]) -> list[Variant]:
         if common and one.architecture == "sm_90":
             chosen[one] = one
         elif common or one.architecture == "sm_90":
-            chosen.setdefault((one.module, one.kernel, one.architecture, one.dtype, one.options, tile), one)
+            sizes = any(kind in ("i32", "i64") for _, kind in one.signature)
+            chosen.setdefault((one.module, one.kernel, one.architecture, one.dtype, one.options, tile, sizes), one)
     return list(chosen.values())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -20,16 +20,6 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return functional.conv2d(x.mT[None, :, :, None], weight[:, :, None, None], bias)[0, :, :, 0].mT
 
 
-def lowered(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The function under autocast to bfloat16."""
-
-    def call(*arguments: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return function(*arguments)
-
-    return call
-
-
 def case(rows: int, inputs: int, outputs: int, dtype: torch.dtype, autocast: bool = False) -> Case:
     weights = torch.float32 if autocast else dtype
 
@@ -39,7 +29,8 @@ def case(rows: int, inputs: int, outputs: int, dtype: torch.dtype, autocast: boo
 
     size = dtype.itemsize * rows * (inputs + outputs) + weights.itemsize * outputs * (inputs + 1)
     flop = 2.0 * rows * inputs * outputs
-    ours, eager, by_conv = (lowered(f) if autocast else f for f in (skelops.linear, functional.linear, conv))
+    context = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
+    ours, eager, by_conv = (context(f) if autocast else f for f in (skelops.linear, functional.linear, conv))
     return Case(
         op="linear",
         name=f"rows={rows} I={inputs} O={outputs}" + " autocast" * autocast,

@@ -1,6 +1,7 @@
 // skelops::linear on torch tensors.
 #include "kernels/linear.h"
 
+#include "pairs.h"
 #include "tensors.h"
 
 namespace skelops {
@@ -15,6 +16,12 @@ struct Operand {
 Operand by_rows(const Tensor& x) { return {x.const_data_ptr(), x.size(1), 1}; }
 Operand transposed(const Tensor& x) { return {x.const_data_ptr(), 1, x.size(1)}; }
 
+Dtype operand_type(const Tensor& x) {
+  const Dtype type = dtype_of(x);
+  STD_TORCH_CHECK(type == Dtype::f32 || multiplies_pairs(x), "linear: this CPU does not multiply bfloat16");
+  return type;
+}
+
 void multiply(const Operand& a, Dtype a_type, const Operand& b, int64_t K, const Tensor& c, int64_t M, const float* bias) {
   const int64_t N = M ? c.numel() / M : 0;
   if (!N) return;
@@ -23,21 +30,15 @@ void multiply(const Operand& a, Dtype a_type, const Operand& b, int64_t K, const
   for_chunks(p.items(), [&](int64_t, int64_t begin, int64_t end) { kernel(p, begin, end); });
 }
 
-void check_level(Dtype type) {
-  STD_TORCH_CHECK(type == Dtype::f32 || level() == Level::avx512_bf16, "linear: this CPU does not multiply bfloat16");
-}
-
 void forward(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, std::vector<Tensor> outputs) {
-  const Dtype type = dtype_of(x);
-  check_level(type);
+  const Dtype type = operand_type(x);
   const Tensor rows = dense(x, x.scalar_type()), matrix = to_float(weight);
   const Tensor added = bias ? to_float(*bias) : matrix;
   multiply(by_rows(rows), type, by_rows(matrix), rows.size(1), outputs[0], rows.size(0), bias ? floats(added) : nullptr);
 }
 
 void backward(const Tensor& grad, const Tensor& x, const Tensor& weight, std::vector<bool> needs, std::vector<Tensor> outputs) {
-  const Dtype type = dtype_of(grad);
-  check_level(type);
+  const Dtype type = operand_type(grad);
   const Tensor g = dense(grad, grad.scalar_type()), rows = dense(x, grad.scalar_type()), matrix = to_float(weight);
   if (needs[0]) multiply(by_rows(g), type, transposed(matrix), g.size(1), outputs[0], g.size(0), nullptr);
   if (needs[1]) multiply(transposed(g), type, transposed(rows), g.size(0), outputs[1], g.size(1), nullptr);

@@ -16,22 +16,11 @@ void load_part(const float* b, int64_t bk, int64_t bn, int64_t depth, int64_t co
     for (int64_t c = 0; c < columns; c += kLanes) store(part + c, load_some(b + c, columns - c));
 }
 
-// The bits of bf16 in the lanes of 32.
-template <typename T>
-UintVec load_bits(const T* p, int64_t n) {
-  return __builtin_convertvector(to_bf16(load_some(p, n)), UintVec);
-}
-
-// Rows of B by pairs of two, an odd last one with zeros: lane n of row i is B[2i, n] and B[2i + 1, n].
-template <typename T>
-void pair_part(const T* b, int64_t bk, int64_t depth, int64_t columns, bf16* part, int64_t ld) {
-  for (int64_t i = 0; i < depth; i += 2, b += 2 * bk, part += 2 * ld)
-    for (int64_t c = 0; c < columns; c += kLanes) {
-      const UintVec first = load_bits(b + c, columns - c);
-      const UintVec second = i + 1 < depth ? load_bits(b + bk + c, columns - c) : UintVec{};
-      const Vec pairs = reinterpret_cast<Vec>(first | second << 16);
-      store_some(reinterpret_cast<float*>(part) + c, pairs, ld - c);
-    }
+// (depth, R) of a transposed A as rows ld apart: where they lie, a step may be a whole number of pages from the next, and all
+// steps then share one set of the L1 cache.
+void load_steps(const float* a, int64_t ak, int64_t depth, int64_t R, float* steps, int64_t ld) {
+  for (int64_t k = 0; k < depth; ++k, a += ak, steps += ld)
+    for (int64_t r = 0; r < R; r += kLanes) store_some(steps + r, load_some(a + r, R - r), R - r);
 }
 
 #if defined(__AVX512BF16__)
@@ -56,17 +45,13 @@ void load_part(const T* b, int64_t bk, int64_t bn, int64_t depth, int64_t column
         }
       return;
     }
-  pair_part(b, bk, depth, columns, part, kWidth);
+  pair_rows(b, 2 * bk, bk, steps_of<bf16>(depth), depth / 2, columns, part, 2 * kWidth);
+}
+
+void load_steps(const bf16* a, int64_t ak, int64_t depth, int64_t R, bf16* steps, int64_t ld) {
+  pair_rows(a, 2 * ak, ak, steps_of<bf16>(depth), depth / 2, R, steps, 2 * ld);
 }
 #endif
-
-// (depth, R) of a transposed A as rows ld apart: where they lie, a step may be a whole number of pages from the next, and all
-// steps then share one set of the L1 cache.
-void load_steps(const float* a, int64_t ak, int64_t depth, int64_t R, float* steps, int64_t ld) {
-  for (int64_t k = 0; k < depth; ++k, a += ak, steps += ld)
-    for (int64_t r = 0; r < R; r += kLanes) store_some(steps + r, load_some(a + r, R - r), R - r);
-}
-void load_steps(const bf16* a, int64_t ak, int64_t depth, int64_t R, bf16* steps, int64_t ld) { pair_part(a, ak, depth, R, steps, ld); }
 
 // T is the operands' type in products and that of A, B and C those of the matrices.
 template <typename T, typename B, typename C>
@@ -75,6 +60,7 @@ void multiply(const MatrixProduct& p, int64_t begin, int64_t end) {
   constexpr int64_t apart = rows + kLanes;  // of the steps of A
   constexpr bool in_place = sizeof(C) == sizeof(float);
   const bool transposed = p.am == 1 && p.ak > 1;
+  const int64_t am = transposed ? terms : p.am, ak = terms * (transposed ? apart : p.ak);
   const B* b = static_cast<const B*>(p.b);
   T* part = scratch_of<T>(0, MatrixProduct::kDepth * kWidth);
   float* sums = in_place ? nullptr : scratch(1, rows * kWidth);  // (rows, kWidth)
@@ -96,8 +82,8 @@ void multiply(const MatrixProduct& p, int64_t begin, int64_t end) {
       if (transposed && loaded != m) load_steps(a, p.ak, depth, R, steps, apart);
       if (p.K <= most) loaded = m;
       const float* add = k ? c : p.bias ? p.bias + n : nullptr;
-      gemm<T, float>({transposed ? steps : a, transposed ? terms : p.am, transposed ? terms * apart : terms * p.ak, 0, part, terms * kWidth, 0, add,
-                      k ? ld : 0, c, ld, steps_of<T>(depth), 1, columns - (width - kLanes)},
+      gemm<T, float>({transposed ? steps : a, am, ak, 0, part, terms * kWidth, 0, add, k ? ld : 0, c, ld, steps_of<T>(depth), 1,
+                      columns - (width - kLanes)},
                      R, width);
     } while ((k += most) < p.K);
     if constexpr (!in_place)

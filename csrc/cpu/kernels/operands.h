@@ -44,14 +44,14 @@ inline Vec multiply_add(Vec sum, IntVec a, IntVec b) {
 inline Vec multiply_add(Vec sum, int32_t a, IntVec b) { return multiply_add(sum, reinterpret_cast<IntVec>(_mm512_set1_epi32(a)), b); }
 #endif
 
-// out[r] = pairs of the rows in[r * ld] and in[r * ld + second], width of them; past the first seconds rows, the second is zero.
-// in and out may be the same memory where ld is at least ld_out.
+// out[r] = pairs of the rows in[r * ld] and in[r * ld + second], width of them, by whole vectors that end with zeros; past the first
+// seconds rows, the second is zero. in and out may be the same memory where ld is at least ld_out.
 template <typename T>
 void pair_rows(const T* in, int64_t ld, int64_t second, int64_t rows, int64_t seconds, int64_t width, bf16* out, int64_t ld_out) {
   for (int64_t r = 0; r < rows; ++r, in += ld, out += ld_out)
     for (int64_t c = 0; c < width; c += kLanes) {
-      const UintVec low = __builtin_convertvector(load_bf16(in + c), UintVec);
-      const UintVec high = r < seconds ? __builtin_convertvector(load_bf16(in + second + c), UintVec) : UintVec{};
+      const UintVec low = __builtin_convertvector(load_bf16(in + c, width - c), UintVec);
+      const UintVec high = r < seconds ? __builtin_convertvector(load_bf16(in + second + c, width - c), UintVec) : UintVec{};
       store(reinterpret_cast<float*>(out + 2 * c), reinterpret_cast<Vec>(low | high << 16));
     }
 }

@@ -233,6 +233,11 @@ inline Vec load_some(const T* p, int64_t n) {
 }
 
 template <typename T>
+inline HalfVec load_bf16(const T* p, int64_t n) {
+  return n >= kLanes ? load_bf16(p) : to_bf16(load_first(p, n));
+}
+
+template <typename T>
 inline void store_some(T* p, Vec x, int64_t n) {
   n >= kLanes ? store(p, x) : store_first(p, x, n);
 }
