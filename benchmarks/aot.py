@@ -4,8 +4,8 @@ Runs the benchmark cases of the ops with launches recorded instead of executed, 
 launched for sm_80, sm_90 and sm_100 with the tiles of `tiles.json`: in float32 (three TF32 products and one), bfloat16
 and float16. The gate: no register spills (none above 64 bytes with Triton 3.6, for which the tiles were not chosen), no
 more shared memory than a block can have, matrix products of 16 bits on tensor cores, and every entry of the tables
-compiled. ``--quick``, which the tests run, takes every form in float32 (three products) and bfloat16 for sm_90, and for
-the other architectures, and for sm_90 in the other precisions, one form of each kernel per tile and dtype.
+compiled. ``--quick``, which the tests run, takes every form in float32 (three products) for sm_90, and in bfloat16 and
+for the other architectures one form of each kernel per tile.
 """
 
 from __future__ import annotations
@@ -189,11 +189,12 @@ def representative(found: list[Variant], ops: list[str]) -> list[Variant]:
     blocks = {name for tile in tiles for name in tile}
     chosen: dict[Any, Variant] = {}
     for one in sorted(found, key=lambda one: sum(value is None for _, value in one.constants)):
-        common = one.dtype != "fp16" and ("PRECISION", "tf32") not in one.constants
-        tile = tuple(constant for constant in one.constants if constant[0] in blocks or constant[0] == "PRECISION")
-        if common and one.architecture == "sm_90":
+        if one.dtype == "fp16" or ("PRECISION", "tf32") in one.constants:
+            continue
+        tile = tuple(constant for constant in one.constants if constant[0] in blocks)
+        if one.architecture == "sm_90" and one.dtype != "bf16":
             chosen[one] = one
-        elif common or one.architecture == "sm_90":
+        else:
             sizes = any(kind in ("i32", "i64") for _, kind in one.signature)
             chosen.setdefault((one.module, one.kernel, one.architecture, one.dtype, one.options, tile, sizes), one)
     return list(chosen.values())

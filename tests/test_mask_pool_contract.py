@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import check_against_eager, run_with_gradients
-from test_mask_pool import DIVISORS, FORMATS, eager, masks, ours
+from test_mask_pool import FORMATS, eager, masks, ours
 from torch import Tensor
 
 import skelops
@@ -61,7 +61,7 @@ def test_results_are_bitwise_the_same_for_any_number_of_threads(memory_format: t
 
 def test_gradcheck() -> None:
     x = torch.randn(4, 2, 3, 5, dtype=torch.float64, requires_grad=True)
-    for divide_by in DIVISORS:
+    for divide_by in ("mask", "size"):
         for form in ((3, 5), (2, 3, 5), (4, 2, 3, 5)):
             mask = torch.rand(form, dtype=torch.float64, requires_grad=True)
             assert torch.autograd.gradcheck(ours(divide_by), (x, mask))
