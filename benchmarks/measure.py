@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
+import itertools
 import random
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +19,6 @@ from skelops import _native
 from skelops.info import processor
 
 Run = Callable[[], Any]
-#: glibc's number of the size from which blocks are mapped by themselves.
-MMAP_THRESHOLD = -3
 #: Seconds of one run.
 Clock = Callable[[Run], float]
 
@@ -196,28 +191,18 @@ def row(case: Case, name: str, work: Work, rates: Rates, times: dict[str, float]
     }
 
 
-def peak_megabytes(run: Run) -> float | None:
-    """How far the process's resident memory rises over one run, in MB; None where Linux's /proc is missing."""
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not reset.exists():
-        return None
-    libc = ctypes.CDLL(None)
-    # Large blocks come from the system and go back to it at once: what earlier runs left in a heap full of holes would
-    # hide what this one takes.
-    libc.mallopt(MMAP_THRESHOLD, 2**20)
-    try:
+def peak_megabytes(run: Run) -> float:
+    """How far the memory of tensors rises over one run, in MB, temporaries within ops included.
+
+    Counted by torch's allocator, hence the same every time. What is allocated past it does not count: buffers of
+    oneDNN, and the scratch memory of our kernels, which lasts.
+    """
+    run()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
-        gc.collect()
-        libc.malloc_trim(0)
-        reset.write_text("5")
-        before = int(dict(re.findall(r"^(VmRSS):\s+(\d+) kB", status.read_text(), re.M))["VmRSS"])
-        run()
-        after = int(dict(re.findall(r"^(VmHWM):\s+(\d+) kB", status.read_text(), re.M))["VmHWM"])
-    except OSError:
-        return None
-    finally:
-        libc.mallopt(MMAP_THRESHOLD, 32 * 2**20)  # where glibc's own adaptation ends
-    return max(0, after - before) / 1024
+    events = (event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]")
+    sizes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(itertools.accumulate(sizes), default=0) / 2**20
 
 
 def shares(run: Run, least: float = 0.02) -> dict[str, float]:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import skelops
 from skelops._checks import positive_integer
 from skelops.graphs import Layout, get_layout
+from skelops.nn.recompute import recompute
 from skelops.ops.squeeze_pool import SqueezePool
 
 
@@ -49,6 +50,7 @@ class Encoder(nn.Module, ABC):
     Attributes:
         arguments: all of it, in plain types: ``type(encoder)(**encoder.arguments)`` is a twin without the weights.
         fc: the projector or classifier of a framework; `forward` applies it, `features` does not.
+        recomputing: whether blocks compute some maps again in the backward pass (`skelops.nn.recompute`); on at first.
         checkpointing: whether blocks keep their inputs alone and run their forward pass again in the backward pass.
     """
 
@@ -72,7 +74,7 @@ class Encoder(nn.Module, ABC):
         self.layout = get_layout(layout)
         self.in_channels, self.feature_dim = in_channels, feature_dim
         self.arguments = {"layout": self.layout.stored(), "in_channels": in_channels, **arguments}
-        self.checkpointing = False
+        self.recomputing, self.checkpointing = True, False
         self.fc: nn.Module = nn.Identity()
 
     @abstractmethod
@@ -152,9 +154,9 @@ class Encoder(nn.Module, ABC):
             raise ValueError(f"state_dict: {str(error).splitlines()[1].strip()}") from error
 
     def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
-        """A block, checkpointed where asked for; a recomputed pass leaves the running statistics alone."""
+        """A block, which keeps as much as was asked for; a pass that runs again leaves the running statistics alone."""
         if not (self.checkpointing and torch.is_grad_enabled()):
-            return block(*inputs)
+            return recompute(block, *inputs) if self.recomputing else block(*inputs)
         return checkpoint(
             block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _running_statistics_kept(block))
         )

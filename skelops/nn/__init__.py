@@ -13,6 +13,7 @@ from skelops.nn.momentum import MomentumEncoder
 from skelops.nn.multi_scale import MultiScaleTemporalConv
 from skelops.nn.pooling import MaskPool, SqueezePool
 from skelops.nn.queue import MomentumQueue
+from skelops.nn.recompute import recompute
 from skelops.nn.temporal_conv import TemporalConv
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "STGCNBlock",
     "SqueezePool",
     "TemporalConv",
+    "recompute",
 ]

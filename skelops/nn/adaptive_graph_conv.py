@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from skelops.nn.batch_norm import uses_batch_statistics
+from skelops.nn.recompute import recomputed
 from skelops.nn.scaled import initialise, join, normalised, pointwise, shortcut, stacked
 from skelops.ops.graph_conv import graph_conv
 from skelops.ops.joint_attention import joint_attention
+
+NARROW = 64
 
 
 class AdaptiveGraphConv(nn.Module):
@@ -56,7 +60,9 @@ class AdaptiveGraphConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, V) -> (B, out_channels, T, V)."""
         subsets = len(self.A)
-        source, target = pointwise(x, [*self.conv_a, *self.conv_b]).chunk(2, dim=1)
+        # Of few channels, the embeddings take less time than they take memory.
+        embed = partial(recomputed, pointwise) if x.shape[1] <= NARROW else pointwise
+        source, target = embed(x, [*self.conv_a, *self.conv_b]).chunk(2, dim=1)
         topology = joint_attention(source, target, self.A + self.PA, heads=subsets, activation="softmax")
         weight, bias = stacked(self.conv_d)
         assert bias is not None
@@ -67,4 +73,4 @@ class AdaptiveGraphConv(nn.Module):
             bias.view(subsets, -1).sum(0),
             stats=uses_batch_statistics(self.bn),
         )
-        return join(normalised(y, self.bn), self.down(x))
+        return recomputed(join, normalised(y, self.bn), self.down(x))

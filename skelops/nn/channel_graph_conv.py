@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skelops.nn.batch_norm import uses_batch_statistics
+from skelops.nn.recompute import recomputed
 from skelops.nn.scaled import initialise, join, normalised, pointwise, shortcut, stacked
 from skelops.ops.channel_graph_conv import channel_graph_conv
 from skelops.ops.squeeze_pool import squeeze_pool
@@ -84,4 +85,4 @@ class ChannelGraphConv(nn.Module):
             self.PA.mT,
             stats=uses_batch_statistics(self.bn),
         )
-        return join(normalised(y, self.bn), self.down(x))
+        return recomputed(join, normalised(y, self.bn), self.down(x))

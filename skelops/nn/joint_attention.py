@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skelops.nn.batch_norm import uses_batch_statistics
+from skelops.nn.recompute import recomputed
 from skelops.nn.scaled import ConvNorm, ScaledMap, initialise, join, normalised, pointwise, pointwise_normalised
 from skelops.ops.graph_conv import graph_conv
 from skelops.ops.joint_attention import joint_attention
@@ -92,7 +93,7 @@ class JointAttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, V) -> (B, out_channels, ceil(T / stride), V)."""
         first, second = self._shortcuts(x)
-        y = join(self._attend(x), first, SLOPE)
+        y = recomputed(join, self._attend(x), first, SLOPE)
         y = join(self.ff_nets(y), second, SLOPE)
         residual = y if self.downt2 is None else self.downt2(y)
         return join(self.out_nett(y), residual, SLOPE)
