@@ -88,7 +88,7 @@ def test_what_is_recomputed_is_not_kept() -> None:
 
 
 def test_a_second_backward_pass_computes_once_more() -> None:
-    square, x = Square(), torch.randn(5, requires_grad=True)
+    square, x = Square(), torch.randn(5, 1, requires_grad=True)
     y = recompute(lambda x: recomputed(square, x).cos().sum(), x)
     first, second = (torch.autograd.grad(y, x, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
@@ -96,14 +96,14 @@ def test_a_second_backward_pass_computes_once_more() -> None:
 
 
 def test_the_output_is_kept() -> None:
-    square, x = Square(), torch.randn(5, requires_grad=True)
+    square, x = Square(), torch.randn(5, 1, requires_grad=True)
     y = recompute(lambda x: recomputed(square, x), x)
     y.cos().sum().backward()
     assert square.calls == 1
 
 
 def test_without_gradients_nothing_is_done() -> None:
-    square, x = Square(), torch.randn(5)
+    square, x = Square(), torch.randn(5, 1)
     with torch.no_grad():
         recompute(lambda x: recomputed(square, x) + 1, x)
     assert square.calls == 1
@@ -111,14 +111,14 @@ def test_without_gradients_nothing_is_done() -> None:
 
 
 def test_outside_of_a_block_it_is_a_call() -> None:
-    square, x = Square(), torch.randn(5, requires_grad=True)
+    square, x = Square(), torch.randn(5, 1, requires_grad=True)
     y = recomputed(square, x)
     y.cos().sum().backward()
     assert square.calls == 1
 
 
 def test_an_error_leaves_nothing_behind() -> None:
-    square, x = Square(), torch.randn(5, requires_grad=True)
+    square, x = Square(), torch.randn(5, 1, requires_grad=True)
 
     def block(x: Tensor) -> Tensor:
         recomputed(square, x)
@@ -131,7 +131,7 @@ def test_an_error_leaves_nothing_behind() -> None:
 
 
 def test_within_a_checkpoint() -> None:
-    square, x = Square(), torch.randn(5, dtype=torch.float64, requires_grad=True)
+    square, x = Square(), torch.randn(5, 1, dtype=torch.float64, requires_grad=True)
 
     def block(x: Tensor) -> Tensor:
         return recompute(lambda x: recomputed(square, x).cos().sum(), x.exp())

@@ -39,7 +39,7 @@ class _Result:
 
 
 class _Saved:
-    """What an op saves for its backward pass."""
+    """A tensor that an op saves for its backward pass."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor: Tensor | None = tensor
@@ -50,7 +50,7 @@ class _Saved:
         self.tensor, self.result = None, result
         result.users += 1
 
-    def unpack(self) -> Tensor:
+    def get(self) -> Tensor:
         if self.result is not None:
             return self.result.again().as_strided(*self.place)
         assert self.tensor is not None
@@ -64,7 +64,9 @@ class _Block:
         self.results: list[_Result] = []
         self.saved: list[_Saved] = []
 
-    def save(self, tensor: Tensor) -> _Saved:
+    def save(self, tensor: Tensor) -> Tensor | _Saved:
+        if tensor.dim() < 2:  # most that is saved are vectors, for which this would take longer than it is worth
+            return tensor
         self.saved.append(_Saved(tensor))
         return self.saved[-1]
 
@@ -79,6 +81,10 @@ class _Block:
                         saved.forget(result)
         self.results.clear()
         self.saved.clear()  # autograd keeps this block alive as long as any of its hooks
+
+
+def _unpack(saved: Tensor | _Saved) -> Tensor:
+    return saved if isinstance(saved, Tensor) else saved.get()
 
 
 _block: ContextVar[_Block | None] = ContextVar("block", default=None)
@@ -110,7 +116,7 @@ def recompute(block: Callable[..., Tensor], *inputs: Any) -> Tensor:
     here = _Block()
     token = _block.set(here)
     try:
-        with saved_tensors_hooks(here.save, _Saved.unpack):
+        with saved_tensors_hooks(here.save, _unpack):
             output = block(*inputs)
     finally:
         _block.reset(token)
