@@ -95,6 +95,17 @@ def test_a_second_backward_pass_computes_once_more() -> None:
     assert square.calls == 3
 
 
+@pytest.mark.parametrize("written", [0, 1, 2], ids=["input", "vector", "matrix"])
+def test_what_was_written_to_is_refused(written: int) -> None:
+    """As autograd refuses it where it keeps what it needs itself."""
+    inputs = torch.randn(5, 1, requires_grad=True), torch.randn(1), torch.randn(5, 1)
+    y = recompute(lambda x, a, b: (recomputed(Square(), x) * a * b).cos().sum(), *inputs)
+    with torch.no_grad():
+        inputs[written].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(y, inputs[0])
+
+
 def test_the_output_is_kept() -> None:
     square, x = Square(), torch.randn(5, 1, requires_grad=True)
     y = recompute(lambda x: recomputed(square, x), x)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from skelops.nn.batch_norm import uses_batch_statistics
 from skelops.nn.recompute import recomputed
-from skelops.nn.scaled import initialise, join, normalised, pointwise, shortcut, stacked
+from skelops.nn.scaled import initialise, join, normalised, project, shortcut, stacked
 from skelops.ops.graph_conv import graph_conv
 from skelops.ops.joint_attention import joint_attention
 
+#: Input channels up to which embeddings take less time than they take memory, and are computed again (`recompute`).
 NARROW = 64
 
 
@@ -60,9 +61,8 @@ class AdaptiveGraphConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, V) -> (B, out_channels, T, V)."""
         subsets = len(self.A)
-        # Of few channels, the embeddings take less time than they take memory.
-        embed = partial(recomputed, pointwise) if x.shape[1] <= NARROW else pointwise
-        source, target = embed(x, [*self.conv_a, *self.conv_b]).chunk(2, dim=1)
+        embed = partial(recomputed, project) if x.shape[1] <= NARROW else project
+        source, target = embed(x, *stacked([*self.conv_a, *self.conv_b])).chunk(2, dim=1)
         topology = joint_attention(source, target, self.A + self.PA, heads=subsets, activation="softmax")
         weight, bias = stacked(self.conv_d)
         assert bias is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from functools import partial
@@ -20,16 +20,36 @@ def _autocast(device: str) -> Callable[[], AbstractContextManager[Any]]:
     return partial(torch.autocast, device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
 
 
+class _Read:
+    """A tensor as a backward pass will need it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.version = tensor, tensor._version
+
+    def get(self) -> Tensor:
+        """The tensor; autograd checks for writes only what it keeps itself."""
+        if self.tensor._version != self.version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                f"a tensor of shape {tuple(self.tensor.shape)} is at version {self.tensor._version}; "
+                f"expected version {self.version}"
+            )
+        return self.tensor
+
+
 class _Result:
     """A tensor and how to make it again: for the first backward pass that asks, until the last has asked."""
 
-    def __init__(self, make: Callable[[], Tensor]) -> None:
-        self.make, self.users, self.waiting = make, 0, 0
-        self.tensor: Tensor | None = make()
+    def __init__(self, function: Callable[..., Tensor], arguments: tuple[Any, ...]) -> None:
+        self.make, self.read = partial(function, *arguments), [_Read(x) for x in _tensors(arguments)]
+        self.users = self.waiting = 0
+        self.tensor: Tensor | None = self.make()
         self.autocast = _autocast(self.tensor.device.type)
 
     def again(self) -> Tensor:
         if self.tensor is None:
+            for read in self.read:
+                read.get()
             with torch.no_grad(), self.autocast():
                 self.tensor, self.waiting = self.make(), self.users
         found, self.waiting = self.tensor, self.waiting - 1
@@ -39,22 +59,27 @@ class _Result:
 
 
 class _Saved:
-    """A tensor that an op saves for its backward pass."""
+    """A tensor that an op saves for its backward pass, or where it lies in what is computed again."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor: Tensor | None = tensor
-        self.place = tensor.shape, tensor.stride(), tensor.storage_offset()
+        self.kept: _Read | None = _Read(tensor)
         self.result: _Result | None = None
 
+    def of(self, result: Tensor) -> bool:
+        """Whether it is the result or a part of it."""
+        return self.kept is not None and _share(self.kept.tensor, result)
+
     def forget(self, result: _Result) -> None:
-        self.tensor, self.result = None, result
+        assert self.kept is not None
+        tensor, self.kept, self.result = self.kept.tensor, None, result
+        self.place = tensor.shape, tensor.stride(), tensor.storage_offset()
         result.users += 1
 
     def get(self) -> Tensor:
         if self.result is not None:
             return self.result.again().as_strided(*self.place)
-        assert self.tensor is not None
-        return self.tensor
+        assert self.kept is not None
+        return self.kept.get()
 
 
 class _Block:
@@ -64,11 +89,11 @@ class _Block:
         self.results: list[_Result] = []
         self.saved: list[_Saved] = []
 
-    def save(self, tensor: Tensor) -> Tensor | _Saved:
-        if tensor.dim() < 2:  # most that is saved are vectors, for which this would take longer than it is worth
-            return tensor
-        self.saved.append(_Saved(tensor))
-        return self.saved[-1]
+    def save(self, tensor: Tensor) -> _Saved:
+        saved = _Saved(tensor)
+        if tensor.dim() > 1:  # most that is saved are vectors, for which looking takes longer than it is worth
+            self.saved.append(saved)
+        return saved
 
     def forget(self, output: Tensor) -> None:
         """Forgets the results but the block's output, which whoever comes next saves in any case."""
@@ -77,14 +102,10 @@ class _Block:
             assert tensor is not None
             if not _share(tensor, output):
                 for saved in self.saved:
-                    if saved.tensor is not None and _share(saved.tensor, tensor):
+                    if saved.of(tensor):
                         saved.forget(result)
         self.results.clear()
         self.saved.clear()  # autograd keeps this block alive as long as any of its hooks
-
-
-def _unpack(saved: Tensor | _Saved) -> Tensor:
-    return saved if isinstance(saved, Tensor) else saved.get()
 
 
 _block: ContextVar[_Block | None] = ContextVar("block", default=None)
@@ -93,6 +114,14 @@ _block: ContextVar[_Block | None] = ContextVar("block", default=None)
 def _share(one: Tensor, other: Tensor) -> bool:
     """Whether both are of the same memory."""
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
 
 
 def recompute(block: Callable[..., Tensor], *inputs: Any) -> Tensor:
@@ -116,7 +145,7 @@ def recompute(block: Callable[..., Tensor], *inputs: Any) -> Tensor:
     here = _Block()
     token = _block.set(here)
     try:
-        with saved_tensors_hooks(here.save, _unpack):
+        with saved_tensors_hooks(here.save, _Saved.get):
             output = block(*inputs)
     finally:
         _block.reset(token)
@@ -124,12 +153,17 @@ def recompute(block: Callable[..., Tensor], *inputs: Any) -> Tensor:
     return output
 
 
-def recomputed(function: Callable[..., Tensor], *arguments: Any, **options: Any) -> Tensor:
-    """``function(*arguments, **options)``, the same every time: within `recompute` not kept but called again."""
+def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """``function(*arguments)``, which within `recompute` is not kept but called again.
+
+    Args:
+        function: the same every time, of nothing but its arguments.
+        arguments: tensors, lists and tuples of them, and numbers; keywords belong into a `functools.partial`.
+    """
     here = None if torch.compiler.is_compiling() else _block.get()
     if here is None:
-        return function(*arguments, **options)
-    result = _Result(partial(function, *arguments, **options))
+        return function(*arguments)
+    result = _Result(function, arguments)
     here.results.append(result)
     assert result.tensor is not None
     return result.tensor

@@ -119,11 +119,16 @@ def stacked(convs: Iterable[Any]) -> tuple[Tensor, Tensor | None]:
     return side_by_side(conv.weight for conv in convs).squeeze(3), bias
 
 
-def pointwise(x: Tensor, convs: Iterable[nn.Module], groups: int = 1) -> Tensor:
-    """The 1x1 convolutions of one map as one, their channels one after the other."""
-    y = temporal_conv(x, *stacked(convs), groups=groups)
+def project(x: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1) -> Tensor:
+    """A 1x1 convolution."""
+    y = temporal_conv(x, weight, bias, groups=groups)
     assert isinstance(y, Tensor)
     return y
+
+
+def pointwise(x: Tensor, convs: Iterable[nn.Module], groups: int = 1) -> Tensor:
+    """The 1x1 convolutions of one map as one, their channels one after the other."""
+    return project(x, *stacked(convs), groups=groups)
 
 
 def pointwise_normalised(x: Tensor, parts: Sequence[ConvNorm]) -> ScaledMap:
