@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import skelops
 from skelops._checks import positive_integer
 from skelops.graphs import Layout, get_layout
-from skelops.nn.recompute import recompute
+from skelops.nn.recomputing import recompute
 from skelops.ops.squeeze_pool import SqueezePool
 
 

@@ -13,7 +13,7 @@ from skelops.nn.momentum import MomentumEncoder
 from skelops.nn.multi_scale import MultiScaleTemporalConv
 from skelops.nn.pooling import MaskPool, SqueezePool
 from skelops.nn.queue import MomentumQueue
-from skelops.nn.recompute import recompute
+from skelops.nn.recomputing import recompute
 from skelops.nn.temporal_conv import TemporalConv
 
 __all__ = [

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from skelops.nn.batch_norm import uses_batch_statistics
-from skelops.nn.recompute import recomputed
+from skelops.nn.recomputing import recomputed
 from skelops.nn.scaled import initialise, join, normalised, project, shortcut, stacked
 from skelops.ops.graph_conv import graph_conv
 from skelops.ops.joint_attention import joint_attention

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skelops.nn.batch_norm import uses_batch_statistics
-from skelops.nn.recompute import recomputed
+from skelops.nn.recomputing import recomputed
 from skelops.nn.scaled import initialise, join, normalised, pointwise, shortcut, stacked
 from skelops.ops.channel_graph_conv import channel_graph_conv
 from skelops.ops.squeeze_pool import squeeze_pool

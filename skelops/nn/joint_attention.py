@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skelops.nn.batch_norm import uses_batch_statistics
-from skelops.nn.recompute import recomputed
+from skelops.nn.recomputing import recomputed
 from skelops.nn.scaled import ConvNorm, ScaledMap, initialise, join, normalised, pointwise, pointwise_normalised
 from skelops.ops.graph_conv import graph_conv
 from skelops.ops.joint_attention import joint_attention

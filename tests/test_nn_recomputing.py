@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks.measure import peak_megabytes
 from skelops.nn import recompute
-from skelops.nn.recompute import recomputed
+from skelops.nn.recomputing import recomputed
 
 ENCODERS: list[Callable[[], nn.Module]] = [
     lambda: AGCN("nw_ucla", bodies=1, width=8),
