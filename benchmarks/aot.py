@@ -5,7 +5,7 @@ launched for sm_80, sm_90 and sm_100 with the tiles of `tiles.json`: in float32 
 and float16. The gate: no register spills (none above 64 bytes with Triton 3.6, for which the tiles were not chosen), no
 more shared memory than a block can have, matrix products of 16 bits on tensor cores, and every entry of the tables
 compiled. ``--quick``, which the tests run, takes every form in float32 (three products) for sm_90, and in bfloat16 and
-for the other architectures one form of each kernel per tile.
+for the other architectures one form of each kernel per tile; neither float16 nor single TF32 products.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ def case(rows: int, inputs: int, outputs: int, dtype: torch.dtype, autocast: boo
 
     size = dtype.itemsize * rows * (inputs + outputs) + weights.itemsize * outputs * (inputs + 1)
     flop = 2.0 * rows * inputs * outputs
-    context = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
-    ours, eager, by_conv = (context(f) if autocast else f for f in (skelops.linear, functional.linear, conv))
+    lower = torch.autocast("cpu", torch.bfloat16)
+    ours, eager, by_conv = (lower(f) if autocast else f for f in (skelops.linear, functional.linear, conv))
     return Case(
         op="linear",
         name=f"rows={rows} I={inputs} O={outputs}" + " autocast" * autocast,

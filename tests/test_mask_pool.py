@@ -25,7 +25,13 @@ SHAPES = [
     (2, 5, 9, 64),
     (0, 3, 4, 25),
 ]
-FORMS = [*((dtype, "mask") for dtype in DTYPES), (torch.float32, "size")]
+#: What is divided by differs after the sums: for it, 16 bits are read from one shape.
+CASES = [
+    (shape, dtype, divide_by)
+    for divide_by in ("mask", "size")
+    for dtype in DTYPES
+    for shape in (SHAPES if divide_by == "mask" or dtype == torch.float32 else SHAPES[:1])
+]
 
 
 def masks(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:
@@ -50,8 +56,7 @@ def eager(divide_by: str) -> Callable[..., tuple[Tensor, ...]]:
     return lambda x, mask: reference.mask_pool(x, mask, divide_by == "size")
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("dtype", "divide_by"), FORMS, ids=str)
+@pytest.mark.parametrize(("shape", "dtype", "divide_by"), CASES, ids=str)
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.usefixtures("kernels")
 def test_matches_eager(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -85,9 +85,18 @@ class _Saved:
 class _Block:
     """What is saved while a block runs, and what of it can be computed again."""
 
-    def __init__(self) -> None:
+    def __init__(self, hooks: ExitStack) -> None:
+        self.hooks = hooks
         self.results: list[_Result] = []
         self.saved: list[_Saved] = []
+
+    def run(self, function: Callable[..., Tensor], arguments: tuple[Any, ...]) -> Tensor:
+        if not self.results:  # what a block saves before concerns none of them
+            self.hooks.enter_context(saved_tensors_hooks(self.save, _Saved.get))
+        result = _Result(function, arguments)
+        self.results.append(result)
+        assert result.tensor is not None
+        return result.tensor
 
     def save(self, tensor: Tensor) -> _Saved:
         saved = _Saved(tensor)
@@ -130,8 +139,8 @@ def recompute(block: Callable[..., Tensor], *inputs: Any) -> Tensor:
     Of the maps between the layers of a block, those that take little time to compute from what the backward pass needs
     in any case are not kept but computed again: where `AdaptiveGraphConv`, `ChannelGraphConv` and
     `JointAttentionBlock` join a branch and its residual, and embeddings of few channels. The output of the block is
-    kept. Gradients are the same to the bit. Other hooks on saved tensors do not see what the block saves;
-    torch.compile decides for itself what to keep.
+    kept. Gradients are the same to the bit. Other hooks on saved tensors do not see what the block saves from the first
+    such map on; torch.compile decides for itself what to keep.
 
     Args:
         block: a module or function of tensors that returns one.
@@ -142,13 +151,10 @@ def recompute(block: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return block(*inputs)
-    here = _Block()
-    token = _block.set(here)
-    try:
-        with saved_tensors_hooks(here.save, _Saved.get):
-            output = block(*inputs)
-    finally:
-        _block.reset(token)
+    with ExitStack() as hooks:
+        here = _Block(hooks)
+        hooks.callback(_block.reset, _block.set(here))
+        output = block(*inputs)
     here.forget(output)
     return output
 
@@ -161,9 +167,4 @@ def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
         arguments: tensors, lists and tuples of them, and numbers; keywords belong into a `functools.partial`.
     """
     here = None if torch.compiler.is_compiling() else _block.get()
-    if here is None:
-        return function(*arguments)
-    result = _Result(function, arguments)
-    here.results.append(result)
-    assert result.tensor is not None
-    return result.tensor
+    return function(*arguments) if here is None else here.run(function, arguments)
