@@ -8,11 +8,13 @@ mining of STD-CL, the losses of SDS-CL).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
 from skelops.methods import SDSCL, STDCL, SCDNet, SkeAttnCLR, SkeleMixCLR, SkeletonCLR, encoders
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import eager
 from benchmarks.case import GPU_DTYPES, Case, Work
@@ -112,11 +114,21 @@ FRAMEWORKS: list[tuple[str, Callable[[int], Made], int]] = [
 ]
 
 
+@cache
+def work(make: Callable[[int], Made], clips: int) -> Work:
+    """Weights, gradients and momentum of the optimizer, each read and written, and the FLOP of the matrix products and
+    convolutions of the eager step, of which there are as many per clip whatever the batch (but for few)."""
+    few = 4
+    ours, theirs, inputs = make(few)
+    parameters = sum(p.numel() for p in ours.parameters() if p.requires_grad)
+    with FlopCounterMode(display=False) as counter:
+        Step(theirs, torch.float32)(*inputs())
+    return Work(6 * 4 * parameters, counter.get_total_flops() * clips / few)
+
+
 def case(name: str, make: Callable[[int], Made], clips: int, dtype: torch.dtype) -> Case:
     torch.manual_seed(0)
     ours, theirs, inputs = make(clips)
-    # What must move at least: weights, gradients and momentum of the optimizer, each read and written.
-    parameters = sum(p.numel() for p in ours.parameters() if p.requires_grad)
     return Case(
         op=name,
         name=f"N={clips} V=25 M=2",
@@ -124,7 +136,7 @@ def case(name: str, make: Callable[[int], Made], clips: int, dtype: torch.dtype)
         inputs=inputs,
         skelops=Step(ours, dtype),
         eager=Step(theirs, dtype),
-        forward=Work(6 * 4 * parameters),
+        forward=work(make, clips),
         headline=True,
         whole=True,
         pass_name="step",

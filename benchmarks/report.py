@@ -40,6 +40,12 @@ def call(row: Row) -> str:
     return milliseconds(row["call_ms"]["skelops"]) + eager
 
 
+def shares(row: Row) -> str:
+    """The ops that take most of the time of skelops."""
+    largest = sorted(row["shares"].items(), key=lambda item: -item[1])
+    return ", ".join(f"{op} {share:.0%}" for op, share in largest if op != "other" and share >= 0.05)
+
+
 def columns(device: str, whole: bool = False) -> dict[str, Callable[[Row], str]]:
     """The cells of a row by their titles; of whole models fewer, as only one pass of theirs is shown."""
     found: dict[str, Callable[[Row], str]] = {
@@ -55,8 +61,8 @@ def columns(device: str, whole: bool = False) -> dict[str, Callable[[Row], str]]
         found["max-autotune"] = against("compile_max_ms")
         found["floor"] = lambda row: f"{milliseconds(row['floor_ms'])} ({row['percent_of_floor']:.0f}%)"
     if whole:
-        del found["pass"], found["floor"]
-        return {**found, "peak memory": memory}
+        del found["pass"]
+        return found | {"peak memory": memory, "share by op": shares}
     found |= {"best other": best_other, "peak memory": memory}
     return found | ({"call": call} if device == "cuda" else {})
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,8 +16,9 @@ from torch import Generator, Tensor, nn
 
 import skelops
 from skelops.data.transforms import motion_stream
-from skelops.nn import Linear, TemporalConv
+from skelops.nn import Linear, TemporalConv, recompute
 from skelops.nn.joint_attention import SLOPE
+from skelops.nn.recomputing import recomputed
 from skelops.nn.scaled import ConvNorm, initialise, join
 from skelops.ops.squeeze_pool import SqueezePool
 
@@ -56,9 +58,9 @@ class StreamAttention(nn.Module):
         else:
             query, (key, value) = self.query(x), self.maps(other).chunk(2, dim=1)
         adjacency = skelops.joint_attention(key, query, heads=self.heads, axis=self.axis)
-        value = value.unflatten(1, (self.heads, -1))
-        y = skelops.aggregate(value, adjacency, axes="bkvw", sum_subsets=False, axis=self.axis)
-        return join(self.out(y.flatten(1, 2)), x, SLOPE)
+        aggregate = partial(skelops.aggregate, axes="bkvw", sum_subsets=False, axis=self.axis)
+        y = recomputed(aggregate, value.unflatten(1, (self.heads, -1)), adjacency)
+        return recomputed(join, self.out(y.flatten(1, 2)), x, SLOPE)
 
 
 def _projector(features: int) -> nn.Sequential:
@@ -142,9 +144,12 @@ class SDSCL(Framework):
 
     def _squeeze(self, axis: str, joint: Tensor, motion: Tensor, bodies: int) -> list[SqueezePool]:
         """The pooled maps of (intra joint, intra motion, inter joint, inter motion)."""
-        intra, inter = self.attention[f"{axis}_intra"], self.attention[f"{axis}_inter"]
-        maps = intra(joint), intra(motion), inter(joint, motion), inter(motion, joint)
-        return [skelops.squeeze_pool(y, bodies=bodies) for y in maps]
+
+        def pooled(kind: str, *streams: Tensor) -> SqueezePool:
+            return skelops.squeeze_pool(self.attention[f"{axis}_{kind}"](*streams), bodies=bodies)
+
+        streams = ("intra", joint), ("intra", motion), ("inter", joint, motion), ("inter", motion, joint)
+        return [recompute(pooled, *arguments) for arguments in streams]
 
     def _contrast(self, tokens: Tensor, pairs: tuple[tuple[int, int], ...]) -> Tensor:
         return skelops.nt_xent(tokens, pairs, self.temperature).sum()

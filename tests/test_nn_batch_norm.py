@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -216,12 +217,22 @@ def test_bad_input() -> None:
         BatchNormAct2d(3)(torch.zeros(1, 3, 1, 1))
 
 
-def synchronised(rank: int, folder: str, compiled: bool) -> None:
-    """One of two processes; the second has fewer samples. Its results are those of one process with all samples."""
+@contextmanager
+def one_of_two(rank: int, folder: str) -> Iterator[None]:
+    """A process group of two, which neither leaves before the other is done."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     try:
-        torch.manual_seed(0)
+        yield
+        distributed.barrier()
+    finally:
+        distributed.destroy_process_group()
+
+
+def synchronised(rank: int, folder: str, compiled: bool) -> None:
+    """One of two processes; the second has fewer samples. Its results are those of one process with all samples."""
+    torch.manual_seed(0)
+    with one_of_two(rank, folder):
         for momentum in (0.1, None):
             plain, ours = pair(torch.float64, momentum=momentum, negative_slope=0.5)
             ours.process_group = distributed.group.WORLD
@@ -242,16 +253,12 @@ def synchronised(rank: int, folder: str, compiled: bool) -> None:
             for mine, right in zip(ours.buffers(), plain.buffers(), strict=True):
                 torch.testing.assert_close(mine, right)
             torch.testing.assert_close(ours.eval()(x), F.leaky_relu(plain.eval()(x), 0.5))
-    finally:
-        distributed.destroy_process_group()
 
 
 def converted(rank: int, folder: str) -> None:
     """One of two processes: a block after SyncBatchNorm.convert_sync_batchnorm gives what one process gives."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    try:
-        torch.manual_seed(0)
+    torch.manual_seed(0)
+    with one_of_two(rank, folder):
         alone = STGCNBlock(6, 8, subsets=2, kernel_size=3, stride=2).double()
         block = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(alone))
         assert sum(isinstance(module, nn.SyncBatchNorm) for module in block.modules()) == 3
@@ -261,8 +268,6 @@ def converted(rank: int, folder: str) -> None:
         for mine, right in zip(block.buffers(), alone.buffers(), strict=True):
             torch.testing.assert_close(mine, right)
         torch.testing.assert_close(block.eval()(whole, adjacency), alone.eval()(whole, adjacency))
-    finally:
-        distributed.destroy_process_group()
 
 
 @pytest.mark.cpu

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from skelops.methods.encoders import AGCN, CTRGCN, DSTA
+from skelops.methods.encoders import AGCN, CTRGCN, DSTA, Hyperformer, SCDEncoder
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -17,12 +17,15 @@ from benchmarks.measure import peak_megabytes
 from skelops.nn import recompute
 from skelops.nn.recomputing import recomputed
 
+FRAMES = 24
 ENCODERS: list[Callable[[], nn.Module]] = [
     lambda: AGCN("nw_ucla", bodies=1, width=8),
     lambda: CTRGCN("nw_ucla", bodies=1, width=8),
     lambda: DSTA("nw_ucla", width=8),
+    lambda: Hyperformer("nw_ucla", bodies=1, heads=2, head_dim=12),
+    lambda: SCDEncoder("nw_ucla", bodies=1, frames=FRAMES, width=8, hidden_dim=16, heads=2, dropout=0.0),
 ]
-every_encoder = pytest.mark.parametrize("make", ENCODERS, ids=["AGCN", "CTRGCN", "DSTA"])
+every_encoder = pytest.mark.parametrize("make", ENCODERS, ids=["AGCN", "CTRGCN", "DSTA", "Hyperformer", "SCDEncoder"])
 
 
 class Square:
@@ -53,7 +56,7 @@ def step(encoder: nn.Module, clips: Tensor, autocast: bool) -> list[Tensor | Non
 @every_encoder
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
 def test_gradients_are_the_same_to_the_bit(make: Callable[[], nn.Module], autocast: bool) -> None:
-    encoder, clips = make(), torch.randn(2, 3, 12, 20, 1)
+    encoder, clips = make(), torch.randn(2, 3, FRAMES, 20, 1)
     results = []
     for encoder.recomputing in (True, False):
         results.append(step(encoder, clips, autocast))
@@ -64,7 +67,7 @@ def test_gradients_are_the_same_to_the_bit(make: Callable[[], nn.Module], autoca
 @pytest.mark.cpu
 @every_encoder
 def test_encoders_take_less_memory(make: Callable[[], nn.Module]) -> None:
-    encoder, clips = make(), torch.randn(2, 3, 32, 20, 1)
+    encoder, clips = make(), torch.randn(2, 3, FRAMES, 20, 1)
     peaks = []
     for encoder.recomputing in (True, False):
         peaks.append(peak_megabytes(lambda: step(encoder, clips, False)))
@@ -112,6 +115,19 @@ def test_the_output_is_kept() -> None:
     y = recompute(lambda x: recomputed(square, x), x)
     y.cos().sum().backward()
     assert square.calls == 1
+
+
+def test_outputs_in_a_tuple_are_kept() -> None:
+    squares, x = [Square(), Square(), Square()], torch.randn(5, 1, requires_grad=True)
+
+    def block(x: Tensor) -> tuple[Tensor, Tensor]:
+        first, second, third = (recomputed(square, x) for square in squares)
+        return first, second * third
+
+    first, product = recompute(block, x)
+    assert squares[2].alive == [False]
+    (first.cos().sum() + product.sum()).backward()
+    assert [square.calls for square in squares] == [1, 2, 2]
 
 
 def test_without_gradients_nothing_is_done() -> None:

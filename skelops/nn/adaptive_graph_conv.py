@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from skelops.nn.batch_norm import uses_batch_statistics
 from skelops.nn.recomputing import recomputed
-from skelops.nn.scaled import initialise, join, normalised, project, shortcut, stacked
+from skelops.nn.scaled import initialise, join, normalised, pointwise, shortcut, stacked
 from skelops.ops.graph_conv import graph_conv
 from skelops.ops.joint_attention import joint_attention
-
-#: Input channels up to which embeddings take less time than they take memory, and are computed again (`recompute`).
-NARROW = 64
 
 
 class AdaptiveGraphConv(nn.Module):
@@ -61,8 +57,7 @@ class AdaptiveGraphConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, V) -> (B, out_channels, T, V)."""
         subsets = len(self.A)
-        embed = partial(recomputed, project) if x.shape[1] <= NARROW else project
-        source, target = embed(x, *stacked([*self.conv_a, *self.conv_b])).chunk(2, dim=1)
+        source, target = pointwise(x, [*self.conv_a, *self.conv_b], embeds=True).chunk(2, dim=1)
         topology = joint_attention(source, target, self.A + self.PA, heads=subsets, activation="softmax")
         weight, bias = stacked(self.conv_d)
         assert bias is not None

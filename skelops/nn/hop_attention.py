@@ -7,12 +7,18 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, one_hot
 
 from skelops._checks import divides_channels
+from skelops.nn.recomputing import recomputed
 from skelops.nn.scaled import pointwise
 from skelops.ops.aggregate import aggregate
 from skelops.ops.hop_attention import hop_attention
 
 #: Of the channels in the convolution after the attention.
 GROUPS = 6
+
+
+def _normalised(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    # Channels lie along the rows of a channels_last map, so that this is no copy.
+    return layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias).permute(0, 3, 1, 2)
 
 
 class MultiHeadAttention(nn.Module):
@@ -74,9 +80,7 @@ class HopAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, V) -> (B, channels, T, V)."""
         attn, channels = self.attn, self.attn.q.out_channels
-        # Channels lie along the rows of a channels_last map, so that this is no copy.
-        rows = layer_norm(x.permute(0, 2, 3, 1), self.norm1.normalized_shape, self.norm1.weight, self.norm1.bias)
-        qkv = pointwise(rows.permute(0, 3, 1, 2), [attn.q, attn.kv])
+        qkv = pointwise(recomputed(_normalised, x, self.norm1.weight, self.norm1.bias), [attn.q, attn.kv])
         part_key = pointwise(aggregate(x, self.part_mean, axes="kvw", sum_subsets=True), [self.pe_proj])
         y = hop_attention(
             qkv,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+
+R = TypeVar("R")
 
 
 def _autocast(device: str) -> Callable[[], AbstractContextManager[Any]]:
@@ -104,12 +106,12 @@ class _Block:
             self.saved.append(saved)
         return saved
 
-    def forget(self, output: Tensor) -> None:
-        """Forgets the results but the block's output, which whoever comes next saves in any case."""
+    def forget(self, outputs: Sequence[Tensor]) -> None:
+        """Forgets the results but the block's outputs, which whoever comes next saves in any case."""
         for result in self.results:
             tensor, result.tensor = result.tensor, None
             assert tensor is not None
-            if not _share(tensor, output):
+            if not any(_share(tensor, output) for output in outputs):
                 for saved in self.saved:
                     if saved.of(tensor):
                         saved.forget(result)
@@ -133,17 +135,18 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def recompute(block: Callable[..., Tensor], *inputs: Any) -> Tensor:
+def recompute(block: Callable[..., R], *inputs: Any) -> R:
     """``block(*inputs)`` that keeps less for its backward pass.
 
     Of the maps between the layers of a block, those that take little time to compute from what the backward pass needs
     in any case are not kept but computed again: where `AdaptiveGraphConv`, `ChannelGraphConv` and
-    `JointAttentionBlock` join a branch and its residual, and embeddings of few channels. The output of the block is
+    `JointAttentionBlock` join a branch and its residual, what `HopAttention` normalises, to what `JointAttentionBlock`
+    adds its encoding, embeddings of few channels, and eight and more channels made of one. The output of the block is
     kept. Gradients are the same to the bit. Other hooks on saved tensors do not see what the block saves from the first
     such map on; torch.compile decides for itself what to keep.
 
     Args:
-        block: a module or function of tensors that returns one.
+        block: a module or function of tensors that returns one, or a tuple or list of them.
         inputs: its arguments.
 
     Returns:
@@ -155,7 +158,7 @@ def recompute(block: Callable[..., Tensor], *inputs: Any) -> Tensor:
         here = _Block(hooks)
         hooks.callback(_block.reset, _block.set(here))
         output = block(*inputs)
-    here.forget(output)
+    here.forget(list(_tensors([output])))
     return output
 
 

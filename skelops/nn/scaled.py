@@ -7,6 +7,7 @@ A convolution hands the sums of its channels on (`MapStats`), a BatchNorm makes 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,9 +15,15 @@ from torch import Tensor, nn
 
 from skelops._stats import MapStats
 from skelops.nn.batch_norm import Norm, alike, scale_shift, side_by_side, uses_batch_statistics
+from skelops.nn.recomputing import recomputed
 from skelops.nn.temporal_conv import TemporalConv
 from skelops.ops.norm_act import norm_act
 from skelops.ops.temporal_conv import temporal_conv
+
+#: Channels that a `pointwise` convolution makes of one, from which it is computed again: it then reads little.
+WIDER = 8
+#: Channels that an embedding reads, up to which computing it again takes less of the time than it takes memory.
+NARROW = 64
 
 
 class ScaledMap(NamedTuple):
@@ -126,9 +133,15 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int =
     return y
 
 
-def pointwise(x: Tensor, convs: Iterable[nn.Module], groups: int = 1) -> Tensor:
-    """The 1x1 convolutions of one map as one, their channels one after the other."""
-    return project(x, *stacked(convs), groups=groups)
+def pointwise(x: Tensor, convs: Iterable[nn.Module], groups: int = 1, embeds: bool = False) -> Tensor:
+    """The 1x1 convolutions of one map as one, their channels one after the other.
+
+    Within `recompute` they are not kept but computed again where there are `WIDER` times the channels of ``x``, or
+    where they embed (``embeds``) up to `NARROW` channels.
+    """
+    weight, bias = stacked(convs)
+    again = len(weight) >= WIDER * x.shape[1] or (embeds and x.shape[1] <= NARROW)
+    return (partial(recomputed, project) if again else project)(x, weight, bias, groups)
 
 
 def pointwise_normalised(x: Tensor, parts: Sequence[ConvNorm]) -> ScaledMap:
