@@ -320,3 +320,15 @@ def test_report_of_a_cpu() -> None:
     text = report.markdown(content)
     assert text.count("\n") == 3 + sum(row["headline"] for row in content["rows"])
     assert "threads" in text
+
+
+def test_report_of_whole_models() -> None:
+    """One row each, with backward pass, and the ops that take most of the time, the largest first."""
+    content = json.loads((RESULTS / "cpu_encoders.json").read_text())
+    header, _, *lines, _, _ = report.markdown(content).splitlines()
+    assert [title.strip() for title in header.split("|")[3:6]] == ["skelops", "floor", "eager"]
+    assert header.endswith("| share by op |")
+    assert len(lines) == sum(row["pass"] == "forward+backward" for row in content["rows"])
+    row = {**content["rows"][0], "pass": "step", "shares": {"a": 0.049, "b": 0.05, "c": 0.6, "other": 0.3}}
+    (line,) = report.markdown({**content, "rows": [row]}).splitlines()[2:3]
+    assert line.endswith("| c 60%, b 5% |")

@@ -165,6 +165,8 @@ def recompute(block: Callable[..., R], *inputs: Any) -> R:
 def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """``function(*arguments)``, which within `recompute` is not kept but called again.
 
+    What it reads is kept, results of other such calls, too.
+
     Args:
         function: the same every time, of nothing but its arguments.
         arguments: tensors, lists and tuples of them, and numbers; keywords belong into a `functools.partial`.
