@@ -140,10 +140,10 @@ def recompute(block: Callable[..., R], *inputs: Any) -> R:
 
     Of the maps between the layers of a block, those that take little time to compute from what the backward pass needs
     in any case are not kept but computed again: where `AdaptiveGraphConv`, `ChannelGraphConv` and
-    `JointAttentionBlock` join a branch and its residual, what `HopAttention` normalises, to what `JointAttentionBlock`
-    adds its encoding, embeddings of few channels, and eight and more channels made of one. The output of the block is
-    kept. Gradients are the same to the bit. Other hooks on saved tensors do not see what the block saves from the first
-    such map on; torch.compile decides for itself what to keep.
+    `JointAttentionBlock` join a branch and its residual, the normalised maps of `HopAttention`, the sums of maps and
+    encodings of `JointAttentionBlock`, embeddings of few channels, and features of eight times the channels of what
+    they are made of or more. The output of the block is kept. Gradients are the same to the bit. Other hooks on saved
+    tensors do not see what the block saves from the first such map on; torch.compile decides for itself what to keep.
 
     Args:
         block: a module or function of tensors that returns one, or a tuple or list of them.
