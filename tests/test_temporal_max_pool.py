@@ -115,6 +115,20 @@ def test_nan_goes_through(memory_format: torch.memory_format) -> None:
     assert torch.equal(y.isnan(), eager(x, torch.ones(16), torch.zeros(16)).isnan())
 
 
+@pytest.mark.every_level
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "last"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.usefixtures("kernels")
+def test_gradients_find_the_nan(memory_format: torch.memory_format, stride: int) -> None:
+    x = torch.randn(2, 16, 12, 3).masked_fill_(torch.rand(2, 16, 12, 3) < 0.3, torch.nan)
+    x = x.contiguous(memory_format=memory_format).requires_grad_()
+    scale, shift = torch.rand(16) + 0.5, torch.zeros(16)
+    runs = skelops.temporal_max_pool(x, scale, shift, stride=stride), eager(x, scale, shift, stride)
+    upstream = torch.randn_like(runs[0])
+    found, expected = (torch.autograd.grad(y, x, upstream)[0] for y in runs)
+    torch.testing.assert_close(found, expected)
+
+
 def test_compiles_in_float64() -> None:
     """Which the reference serves: there, a compiled gradient runs below autograd."""
     compiled = torch.compile(skelops.temporal_max_pool, fullgraph=True, backend="aot_eager")

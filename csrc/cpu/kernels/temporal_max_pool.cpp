@@ -9,8 +9,10 @@ namespace {
 
 enum Slot { kX, kA, kG, kY, kH };
 
-// The larger; a NaN goes through, as in PyTorch.
-inline Vec larger_of(Vec a, Vec b) { return (a > b) | (a != a) ? a : b; }
+// Whether b takes the place of a before it: it is larger, or NaN, of which the last is the maximum, as in PyTorch.
+inline auto replaces(Vec b, Vec a) { return (b > a) | (b != b); }
+
+inline Vec larger_of(Vec a, Vec b) { return replaces(b, a) ? b : a; }
 
 // The activated frames of a sample (T * V, padded) with a frame of -1 before and behind: below all, so never chosen.
 const float* activated(const TemporalMaxPool& p, const float* x, int64_t ldx, int64_t width) {
@@ -58,14 +60,14 @@ void backward(const TemporalMaxPool& p, int64_t begin, int64_t end, double* sums
         for (int64_t c = 0; c < width; c += kLanes) {
           const int64_t i = t * p.stride * frame + v * width + c;
           const Vec before = load(a + i - frame), here = load(a + i), after = load(a + i + frame);
-          const Vec most = larger_of(larger_of(before, here), after);
+          const Vec larger = larger_of(before, here), most = larger_of(larger, after);
           Vec grad = load(g + (t * p.V + v) * ldg + c);
           if (p.stats.offset) grad += load(p.stats.offset + c) + load(p.stats.slope + c) * most;
-          const Vec of_before = before == most ? grad : Vec{}, rest = before == most ? Vec{} : grad;
-          const Vec of_here = here == most ? rest : Vec{};
-          store(h + i - frame, load(h + i - frame) + of_before);
-          store(h + i, load(h + i) + of_here);
-          store(h + i + frame, load(h + i + frame) + (rest - of_here));
+          const auto is_after = replaces(after, larger), is_here = replaces(here, before);
+          const Vec rest = is_after ? Vec{} : grad;
+          store(h + i - frame, load(h + i - frame) + (is_here ? Vec{} : rest));
+          store(h + i, load(h + i) + (is_here ? rest : Vec{}));
+          store(h + i + frame, load(h + i + frame) + (is_after ? grad : Vec{}));
         }
     through_affine(x, ldx, a, width, h, width, rows, p.C, p.scale, sums, sums + p.C);
     store_tile<T>(h, p.grad_x, p.C, rows, b, 0, rows);

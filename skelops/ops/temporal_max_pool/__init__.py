@@ -24,7 +24,7 @@ def temporal_max_pool(
         y[b,c,t,v] = max_{i in -1, 0, 1} relu(scale[c] x[b,c,t*stride + i,v] + shift[c])    frames outside are left out
 
     The activated map is never stored, nor are the places of the maxima: gradients find them again, the first where
-    several frames are equal.
+    several frames are equal. A NaN is above all numbers, of several the last, as in PyTorch.
 
     Args:
         x: feature map (B, C, T, V), contiguous or channels_last (there also a slice of the channels of a wider map);

@@ -74,14 +74,16 @@ def _backward(
         wins = here & ((center >= 0) & (center % stride == 0) & (window < T_out))[None, :]
         for j in range(3):
             other, _ = _activated(x, b, center + j - 1, v, c, here, T, a, s, x_b, x_c, x_t, x_v)
-            wins = wins & ((j == i) | (own > other) | ((own == other) & (j > i)))
+            # Of equal numbers the first is the maximum; a NaN is above them, of several the last.
+            above = (own > other) | ((own == other) & (j > i)) | ((own != own) & ((other == other) | (j < i)))
+            wins = wins & ((j == i) | above)
         at = (b * g_b + window.to(tl.int64) * g_t + v * g_v)[None, :] + (c.to(tl.int64) * g_c)[:, None]
         g = tl.load(grad + at, mask=wins, other=0.0).to(tl.float32)
         if grad_sum is not None:
             g += tl.load(grad_sum + c, mask=channels, other=0.0).to(tl.float32)[:, None]
         if grad_square_sum is not None:
             g += 2 * tl.load(grad_square_sum + c, mask=channels, other=0.0).to(tl.float32)[:, None] * own
-        total += tl.where(wins & (own > 0), g, 0.0)
+        total += tl.where(wins & ~(own <= 0), g, 0.0)
     at = (b * h_b + t.to(tl.int64) * h_t + v * h_v)[None, :] + (c.to(tl.int64) * h_c)[:, None]
     tl.store(grad_x + at, total * a, mask=here)
     row = sums + block * 2 * C + c
