@@ -126,4 +126,6 @@ def main(data: str | None, out: str, minutes: float) -> None:
         folder, rows, cli.datamodule, command="skelops demo", epochs=epochs, training_step=step, seconds=round(total, 1)
     )
     Console().print(_table(rows, times, f"SkeleMixCLR, {name} set, {epochs} epochs, {total:.0f} s in all"))
+    if rows["trained"].linear <= rows["random"].linear:
+        print(f"{epochs} epochs did not yet do better than random weights: `skelops demo --minutes 10` trains longer")
     print(f"results: {folder}")
