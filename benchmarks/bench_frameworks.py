@@ -117,8 +117,8 @@ FRAMEWORKS: list[tuple[str, Callable[[int], Made], int]] = [
 @cache
 def work(make: Callable[[int], Made], clips: int) -> Work:
     """Weights, gradients and momentum of the optimizer, each read and written, and the FLOP of the matrix products and
-    convolutions of the eager step, of which there are as many per clip whatever the batch (but for few)."""
-    few = 4
+    convolutions of the eager step, counted in a small batch: they grow with the clips."""
+    few = 4  # SkeleMix takes three clips or more
     ours, theirs, inputs = make(few)
     parameters = sum(p.numel() for p in ours.parameters() if p.requires_grad)
     with FlopCounterMode(display=False) as counter:

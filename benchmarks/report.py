@@ -47,7 +47,7 @@ def shares(row: Row) -> str:
 
 
 def columns(device: str, whole: bool = False) -> dict[str, Callable[[Row], str]]:
-    """The cells of a row by their titles; of whole models fewer, as only one pass of theirs is shown."""
+    """The cells of a row by their titles; of whole models only one pass is shown, and the share by op."""
     found: dict[str, Callable[[Row], str]] = {
         "op, shape": lambda row: f"{row['op']} {row['case']}",
         "dtype": lambda row: row["dtype"],

@@ -16,7 +16,7 @@ from skelops.ops.hop_attention import hop_attention
 GROUPS = 6
 
 
-def _normalised(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     # Channels lie along the rows of a channels_last map, so that this is no copy.
     return layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias).permute(0, 3, 1, 2)
 
@@ -80,7 +80,7 @@ class HopAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, V) -> (B, channels, T, V)."""
         attn, channels = self.attn, self.attn.q.out_channels
-        qkv = pointwise(recomputed(_normalised, x, self.norm1.weight, self.norm1.bias), [attn.q, attn.kv])
+        qkv = pointwise(recomputed(_layer_norm, x, self.norm1.weight, self.norm1.bias), [attn.q, attn.kv])
         part_key = pointwise(aggregate(x, self.part_mean, axes="kvw", sum_subsets=True), [self.pe_proj])
         y = hop_attention(
             qkv,
