@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from skelops.methods.encoders.hyperformer import hypergraph
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 import skelops
 from benchmarks.case import GPU_DTYPES, Case, Work
-from skelops.graphs import hops, part_of_joint
 
 HEADS, WIDTH = 9, 24
 
@@ -50,7 +50,7 @@ def sdpa(
 
 def case(B: int, T: int, V: int, layout: str, dtype: torch.dtype, headline: bool = False) -> Case:
     skeleton = "ntu" if V == 25 else "nw_ucla"
-    distance, groups = hops(skeleton), part_of_joint(skeleton)
+    distance, groups = hypergraph(skeleton)
     n_hops, G, C = int(distance.max()) + 1, int(groups.max()) + 1, HEADS * WIDTH
     memory_format = getattr(torch, layout)
 

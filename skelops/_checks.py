@@ -110,7 +110,8 @@ def same_dtype(**tensors: torch.Tensor | None) -> None:
     """
     (first, reference), *others = tensors.items()
     assert reference is not None
-    if torch.is_autocast_enabled(reference.device.type):
+    kind = reference.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return
     for name, tensor in others:
         if tensor is not None and tensor.dtype != reference.dtype:

@@ -58,17 +58,29 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value
 
 
+def _refuse_tangents(args: tuple[Any, ...]) -> None:
+    """Refuses forward-mode derivatives, for which the dispatcher would answer zero."""
+    for arg in args:
+        if isinstance(arg, torch.Tensor) and forward_ad.unpack_dual(arg).tangent is not None:
+            raise NotImplementedError(
+                "ops of skelops have no forward-mode derivatives (torch.func.jvp, dual tensors); use reverse mode"
+            )
+
+
 def _route(args: tuple[Any, ...]) -> str:
     """How a call reaches the kernel: by the "dispatcher" where a compiler, autocast, a mode or a tensor subclass must
     see it; else by "autograd" alone, or "direct".
 
     The dispatcher's way through Python costs as much as a small kernel.
     """
-    if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled() or torch._C._len_torch_dispatch_stack():
-        return "dispatcher"
-    if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None:
+    if torch.compiler.is_compiling():
         return "dispatcher"
     if forward_ad._current_level >= 0:
+        _refuse_tangents(args)
+        return "dispatcher"
+    if torch._C._is_any_autocast_enabled() or torch._C._len_torch_dispatch_stack():
+        return "dispatcher"
+    if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None:
         return "dispatcher"
     route, grad = "direct", torch.is_grad_enabled()
     for arg in args:

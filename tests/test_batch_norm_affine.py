@@ -188,3 +188,18 @@ def test_bad_input() -> None:
             skelops.batch_norm_affine(*sums, COUNT, weight, bias, dtype=dtype)
     with pytest.raises(ValueError, match="count: expected more than 1 value per channel in training, got 1"):
         skelops.batch_norm_affine(*sums, 1, weight, bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_parameters_of_another_dtype(dtype: torch.dtype) -> None:
+    """Those of a model that was cast as a whole, whose coefficients are float32 still."""
+    sums = [s.requires_grad_() for s in eager_sums(torch.randn(SHAPE))]
+    weight, bias = parameters(dtype)
+    single = [p.detach().float().requires_grad_() for p in (weight, bias)]
+    gradients = []
+    for affine in ((weight, bias), single):
+        scale, shift = skelops.batch_norm_affine(*sums, COUNT, *affine)
+        gradients.append(torch.autograd.grad(scale.sum() + shift.square().sum(), [*sums, *affine]))
+    for a, b, leaf in zip(*gradients, [*sums, weight, bias], strict=True):
+        assert a.dtype == leaf.dtype
+        torch.testing.assert_close(a, b.to(a.dtype))

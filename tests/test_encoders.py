@@ -24,7 +24,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "STGCN": {"width": 8, "feature_dim": 40, "dropout": 0.0},
     "AGCN": {"width": 8},
     "CTRGCN": {"width": 16},
-    "Hyperformer": {"heads": 3, "head_dim": 8},
+    "Hyperformer": {"heads": 3, "head_dim": 12},
     "DSTA": {"width": 8},
     "HCN": {"width": 8, "frames": 35, "feature_dim": 20, "dropout": 0.0},
     "SCDEncoder": {"width": 16, "frames": 13, "hidden_dim": 32, "heads": 2, "dropout": 0.0},

@@ -293,6 +293,16 @@ def test_autocast_does_not_round_gradients_of_weights() -> None:
     assert not torch.equal(gradient, gradient.bfloat16().float())
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_autocast_of_the_sums_alone(backend: str) -> None:
+    x, weight, A = torch.randn(2, 4, 3, 5), torch.randn(2, 6, 4).requires_grad_(), torch.rand(2, 5, 5)
+    with skelops.backend(backend), torch.autocast(torch.get_default_device().type, torch.bfloat16):
+        total = skelops.graph_conv(x, weight, A, stats=True)[1]
+        (grad,) = torch.autograd.grad(total.sum(), weight)
+    expected = torch.autograd.grad(skelops.graph_conv(x, weight, A).sum(), weight)[0]
+    torch.testing.assert_close(grad, expected, rtol=0.05, atol=0.5)
+
+
 def test_repeats_bit_for_bit() -> None:
     inputs = [x.requires_grad_() for x in make((8, 64, 64, 50, 25, 3))]
     runs = []

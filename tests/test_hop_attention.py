@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from conftest import check_against_eager
 from torch import Tensor
 
 import skelops
-from skelops.ops.hop_attention import reference
+from skelops.ops.hop_attention import _exceeds_shared_memory, reference
 
 # B, H, d, T, V, G, n_hops
 SHAPES = [
@@ -221,3 +222,17 @@ def test_indices_out_of_range() -> None:
         wrong.view(-1)[3] = value
         with pytest.raises(ValueError, match=rf"{name}: expected values in 0..{last}, got {value}"):
             call(*inputs[:index], wrong, *inputs[index + 1 :])
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    ("V", "D", "limit", "expected"), [(25, 27, 99, False), (25, 256, 99, True), (128, 128, 227, True)]
+)
+def test_heads_too_wide_for_a_gpu(V: int, D: int, limit: int, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch serves float32 tiles that the shared memory of a block (in KB) does not hold."""
+    device = SimpleNamespace(shared_memory_per_block_optin=1024 * limit, shared_memory_per_block=48 * 1024)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
+    for kind, dtype in (("cuda", torch.float32), ("cuda", torch.bfloat16), ("cpu", torch.float32)):
+        qkv = SimpleNamespace(device=torch.device(kind), dtype=dtype, shape=(2, 6 * D, 4, V))
+        found = _exceeds_shared_memory(qkv, None, SimpleNamespace(shape=(2, 7, D)))
+        assert found == (expected and kind == "cuda" and dtype == torch.float32)

@@ -265,6 +265,17 @@ def test_vanishing_loss_keeps_its_digits() -> None:
     torch.testing.assert_close(loss.double(), expected, atol=3e-7, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("P", "E"), [(0, 2), (2, 3)])
+@pytest.mark.usefixtures("kernels")
+def test_gradients_where_all_logits_are_far_below_zero(P: int, E: int) -> None:
+    query = normalize(1 + 0.01 * torch.randn(4, 6), dim=1).requires_grad_()
+    key, queue = -query.detach(), -query.detach().mT.contiguous()
+    positives, negatives = (None if size == 0 else key[:, None].expand(-1, size, -1) for size in (P, E))
+    found = skelops.info_nce(query, key, queue, 0.01, extra_positives=positives, extra_negatives=negatives)
+    (grad,) = torch.autograd.grad(found.loss + found.lse.sum(), query)
+    assert grad.isfinite().all()
+
+
 def test_gradients_of_the_reference() -> None:
     inputs = [x.double() for x in make(3, 9, 5, 2, 1)]
     query, key, queue, positives, negatives = inputs

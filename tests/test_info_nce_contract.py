@@ -16,13 +16,14 @@ FORMS = [(0, 0, None, "mean"), (2, 1, torch.tensor(5), "none"), (0, 3, torch.ten
 def test_opcheck(P: int, E: int, valid: Tensor | None, reduction: str) -> None:
     query, key, queue, *extras = make(4, 30, 6, P, E)
     query.requires_grad_()
-    arguments = (query, key, queue, *extras, valid, 0.07, True, reduction, True)
+    flags = (reduction == "none", reduction == "mean")
+    arguments = (query, key, queue, *extras, valid, 0.07, True, *flags, True)
     torch.library.opcheck(torch.ops.skelops.info_nce.default, arguments)
     loss, lse, _, log_weights, mean = torch.ops.skelops.info_nce(
         *[x.detach() if isinstance(x, Tensor) else x for x in arguments]
     )
     needs = [True, True, P > 0, E > 0]
-    arguments = (loss, lse, query.detach(), key, *extras, log_weights, mean, 0.07, True, reduction, needs)
+    arguments = (loss, lse, query.detach(), key, *extras, log_weights, mean, 0.07, True, *flags, needs)
     torch.library.opcheck(torch.ops.skelops.info_nce_backward.default, arguments)
 
 

@@ -110,6 +110,41 @@ def test_what_was_written_to_is_refused(written: int) -> None:
         torch.autograd.grad(y, inputs[0])
 
 
+def test_what_the_block_itself_writes_to_is_kept() -> None:
+    x = torch.randn(5, 1, requires_grad=True)
+    blocks = (
+        lambda x: (recomputed(Square(), x) * x).add_(1).cos().sum(),
+        lambda x: recomputed(Square(), x).add_(1).cos().sum(),
+    )
+    for block in blocks:
+        expected = torch.autograd.grad(block(x), x)
+        torch.testing.assert_close(torch.autograd.grad(recompute(block, x), x), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_graph_is_freed_whether_or_not_its_backward_pass_runs(backward: bool) -> None:
+    square, x, kept = Square(), torch.randn(5, 1, requires_grad=True), []
+
+    def block(x: Tensor) -> Tensor:
+        y = recomputed(square, x).tanh()  # an op that saves its own output
+        kept.append(weakref.ref(y.untyped_storage()))
+        return y.sum()
+
+    y = recompute(block, x)
+    if backward:
+        y.backward()
+    del y
+    assert not any(square.alive)
+    assert kept[0]() is None
+
+
+def test_sparse_tensors_are_kept() -> None:
+    square, x = Square(), torch.randn(5, 2, requires_grad=True)
+    matrix = torch.eye(5).to_sparse()
+    recompute(lambda x: torch.sparse.mm(matrix, recomputed(square, x)).cos().sum(), x).backward()
+    torch.testing.assert_close(x.grad, -2 * x.detach() * x.detach().square().sin())
+
+
 def test_the_output_is_kept() -> None:
     square, x = Square(), torch.randn(5, 1, requires_grad=True)
     y = recompute(lambda x: recomputed(square, x), x)
@@ -149,11 +184,12 @@ def test_an_error_leaves_nothing_behind() -> None:
     square, x = Square(), torch.randn(5, 1, requires_grad=True)
 
     def block(x: Tensor) -> Tensor:
-        recomputed(square, x)
+        recomputed(square, x).tanh()
         raise RuntimeError("a block that fails")
 
     with pytest.raises(RuntimeError, match="a block that fails"):
         recompute(block, x)
+    assert square.alive == [False]
     recomputed(square, x).cos().sum().backward()
     assert square.calls == 2
 

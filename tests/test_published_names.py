@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from skelops.methods import encoders
 from torch import Tensor
+
+from skelops.graphs import LAYOUTS, hops, part_of_joint
 
 Entry = tuple[str, tuple[int, ...]]
 
@@ -108,7 +111,7 @@ def hyperformer() -> Iterator[Entry]:
     for i in range(1, 11):
         C, attention = 216 if i > 1 else 3, f"l{i}.vit1.attn"
         yield from ((f"l{i}.vit1.norm1.weight", (C,)), (f"l{i}.vit1.norm1.bias", (C,)))
-        yield from ((f"{attention}.rpe", (13, 216)), (f"{attention}.w1", (9, 24)))
+        yield from ((f"{attention}.rpe", (12, 216)), (f"{attention}.w1", (9, 24)))
         yield from ((f"{attention}.outer", (9, 25, 25)), (f"{attention}.alpha", (1,)))
         yield from conv(f"{attention}.kv", 432, C, bias=False)
         yield from conv(f"{attention}.q", 216, C, bias=False)
@@ -219,3 +222,37 @@ def test_what_is_missing_or_of_another_shape_is_named(name: str) -> None:
         encoder.load_published({**state, prefix + last: torch.zeros(*entry.shape[:-1], entry.shape[-1] + 1)})
     with pytest.raises(ValueError, match="^state_dict: expected an entry"):
         encoder.load_published({"other": entry})
+
+
+#: Of Hyperformer: 1-based edges of the released graphs, the farthest hop, and the groups of the joint stream.
+ARMS_AND_LEGS = "6-5 7-6 8-7 10-9 11-10 12-11 13-1 14-13 15-14 16-15 17-1 18-17 19-18 20-19"
+HYPERGRAPHS = {
+    "ntu": (
+        f"1-2 2-21 3-21 4-3 5-21 9-21 {ARMS_AND_LEGS} 22-8 23-8 24-12 25-12",
+        11,
+        [0, 4, 2, 2, 2, 2, 1, 1, 2, 2, 1, 1, 2, 3, 3, 3, 2, 3, 3, 3, 1, 0, 1, 0, 1],
+    ),
+    "nw_ucla": (f"1-2 2-3 4-3 5-3 9-3 {ARMS_AND_LEGS}", 10, [0] * 4 + [1] * 8 + [2] * 8),
+}
+
+
+@pytest.mark.parametrize("layout", HYPERGRAPHS)
+def test_hyperformer_has_the_released_hops_and_groups(layout: str) -> None:
+    edges, farthest, groups = HYPERGRAPHS[layout]
+    near = torch.eye(len(groups))
+    for child, parent in (map(int, edge.split("-")) for edge in edges.split()):
+        near[child - 1, parent - 1] = near[parent - 1, child - 1] = 1
+    # Two joints are as far apart as there are powers that do not join them.
+    distances = sum((near.matrix_power(hop) == 0).long() for hop in range(farthest + 1))
+    unit = encoders.Hyperformer(layout).l10.vit1
+    assert torch.equal(unit.attn.hops, distances)
+    assert unit.attn.hops.max() == farthest == len(unit.attn.rpe) - 1
+    assert unit.parts.tolist() == groups
+
+
+def test_hyperformer_takes_hops_and_groups_of_another_layout_from_it() -> None:
+    mine = replace(LAYOUTS["nw_ucla"], parts=(tuple(range(8)), tuple(range(8, 20))))
+    for layout in (LAYOUTS["coco"], mine):
+        unit = encoders.Hyperformer(layout).l1.vit1
+        assert torch.equal(unit.attn.hops, hops(layout))
+        assert torch.equal(unit.parts, part_of_joint(layout))

@@ -11,6 +11,7 @@ from skelops.methods.sds_cl import StreamAttention
 from torch import Tensor
 from torch.nn.functional import cross_entropy, leaky_relu, normalize
 
+from benchmarks.measure import peak_megabytes
 from skelops.augment import RandomViews
 from skelops.data.transforms import motion_stream
 
@@ -93,6 +94,24 @@ def test_without_tokens_the_global_term_is_all() -> None:
     losses = framework(tokens=False)(*torch.randn(2, 4, 3, 16, 20, 1))
     assert losses.keys() == {"loss", "loss_global"}
     torch.testing.assert_close(losses["loss"].detach(), losses["loss_global"])
+
+
+@pytest.mark.cpu
+def test_attentions_compute_again_as_their_encoder_does() -> None:
+    model, streams = framework(), torch.randn(2, 4, 3, 32, 20, 1)
+    maps = model.encoder_q.feature_map(torch.cat(tuple(streams))).detach().chunk(2)
+    weight = model.attention["frames_inter"].maps.weight
+
+    def gradient() -> Tensor:
+        pooled = model._squeeze("frames", *maps, 1)
+        return torch.autograd.grad(sum(pools.joints.square().sum() for pools in pooled), weight)[0]
+
+    results, peaks = [], []
+    for model.encoder_q.recomputing in (True, False):
+        results.append(gradient())
+        peaks.append(peak_megabytes(gradient))
+    assert torch.equal(*results)
+    assert peaks[0] < 0.9 * peaks[1]
 
 
 @pytest.mark.parametrize("aligned", [True, False])

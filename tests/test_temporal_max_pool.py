@@ -129,6 +129,15 @@ def test_gradients_find_the_nan(memory_format: torch.memory_format, stride: int)
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.usefixtures("kernels")
+def test_the_sum_alone_of_an_infinite_maximum() -> None:
+    x = torch.ones(1, 2, 4, 3).index_fill(2, torch.tensor([1]), torch.inf).requires_grad_()
+    total = skelops.temporal_max_pool(x, torch.ones(2), torch.zeros(2), stats=True).sum
+    (grad,) = torch.autograd.grad(total, x, torch.ones_like(total))
+    expected = torch.tensor([0.0, 3.0, 1.0, 0.0])[:, None].expand_as(grad)
+    torch.testing.assert_close(grad, expected, rtol=0, atol=0)
+
+
 def test_compiles_in_float64() -> None:
     """Which the reference serves: there, a compiled gradient runs below autograd."""
     compiled = torch.compile(skelops.temporal_max_pool, fullgraph=True, backend="aot_eager")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from skelops.methods.encoders.hyperformer import hypergraph
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from benchmarks.eager.common import MultiScaleTCN, UnitEncoder, residual
-from skelops.graphs import get_layout, hops, part_of_joint
+from skelops.graphs import get_layout
 
 
 class MHSA(nn.Module):
@@ -17,7 +18,7 @@ class MHSA(nn.Module):
         super().__init__()
         joints = get_layout(layout).num_joints
         self.num_heads, self.dim_head = heads, dim // heads
-        self.register_buffer("hops", hops(layout), persistent=False)
+        self.register_buffer("hops", hypergraph(layout)[0], persistent=False)
         self.rpe = nn.Parameter(torch.zeros(int(self.hops.max()) + 1, dim))
         self.w1 = nn.Parameter(torch.zeros(heads, dim // heads))
         self.outer = nn.Parameter(torch.eye(joints).repeat(heads, 1, 1))
@@ -47,7 +48,7 @@ class UnitViT(nn.Module):
 
     def __init__(self, inputs: int, dim: int, layout: str, heads: int) -> None:
         super().__init__()
-        self.register_buffer("label", part_of_joint(layout), persistent=False)
+        self.register_buffer("label", hypergraph(layout)[1], persistent=False)
         self.parts = int(self.label.max()) + 1
         self.norm1 = nn.LayerNorm(inputs)
         self.attn = MHSA(inputs, dim, layout, heads)

@@ -3,7 +3,6 @@
 
 #include <cmath>
 #include <numeric>
-#include <string>
 
 #include "queue_pass.h"
 
@@ -31,17 +30,16 @@ struct Rows {
 };
 
 void forward(const Tensor& query, const Tensor& key, const Tensor& queue, Optional extra_positives, Optional extra_negatives,
-             Optional valid, double temperature, bool normalize, std::string reduction, bool gradient, std::vector<Tensor> outputs) {
+             Optional valid, double temperature, bool normalize, bool each, bool averaged, bool gradient, std::vector<Tensor> outputs) {
   Rows rows(query, key, extra_positives, extra_negatives, temperature, normalize);
   InfoNCE& p = rows.p;
   auto* loss = static_cast<float*>(output_data(outputs[0]));
-  const bool reduced = reduction != "none";
   if (p.N == 0) {
-    if (reduced) *loss = reduction == "sum" ? 0.0f : NAN;
+    if (!each) *loss = averaged ? NAN : 0.0f;
     return;
   }
   float* memory = scratch(6, 3 * p.N);
-  const InfoNCEResult result{reduced ? scratch(5, p.N) : loss, static_cast<float*>(output_data(outputs[1])), memory + 2 * p.N,
+  const InfoNCEResult result{each ? loss : scratch(5, p.N), static_cast<float*>(output_data(outputs[1])), memory + 2 * p.N,
                              static_cast<int64_t*>(outputs[2].mutable_data_ptr()),
                              gradient ? static_cast<float*>(output_data(outputs[4])) : nullptr};
   p.logits = static_cast<float*>(output_data(outputs[3]));
@@ -63,12 +61,12 @@ void forward(const Tensor& query, const Tensor& key, const Tensor& queue, Option
     merge(m, begin, end);
     finish(p, result, begin, end);
   });
-  if (reduced) *loss = static_cast<float>(std::accumulate(result.loss, result.loss + p.N, 0.0) / (reduction == "mean" ? p.N : 1));
+  if (!each) *loss = static_cast<float>(std::accumulate(result.loss, result.loss + p.N, 0.0) / (averaged ? p.N : 1));
 }
 
 void backward(Optional loss_gradient, Optional lse_gradient, const Tensor& query, const Tensor& key, Optional extra_positives,
               Optional extra_negatives, const Tensor& log_weights, const Tensor& mean, double temperature, bool normalize,
-              std::string reduction, std::vector<bool> needs, std::vector<Tensor> outputs) {
+              bool each, bool averaged, std::vector<bool> needs, std::vector<Tensor> outputs) {
   Rows rows(query, key, extra_positives, extra_negatives, temperature, normalize);
   InfoNCE& p = rows.p;
   if (p.N == 0) return;
@@ -79,7 +77,7 @@ void backward(Optional loss_gradient, Optional lse_gradient, const Tensor& query
   for (int i = 0; i < 4; ++i)
     if (needs[i]) vectors[i]->gradient = output_data(outputs[i]);
   p.logits = const_cast<float*>(floats(kept[0]));
-  const InfoNCEUpstream g{floats(upstream[0]), floats(upstream[1]), reduction == "none", reduction == "mean" ? 1.0f / p.N : 1.0f, floats(kept[1])};
+  const InfoNCEUpstream g{floats(upstream[0]), floats(upstream[1]), each, averaged ? 1.0f / p.N : 1.0f, floats(kept[1])};
   const auto kernel = info_nce_backward_at_level();
   parallel_for(0, p.N, row_grain(2 * p.D * (2 + p.P + p.E)), [&](int64_t begin, int64_t end) { kernel(p, g, begin, end); });
 }

@@ -1,25 +1,23 @@
 // skelops::joint_attention on torch tensors.
 #include "kernels/joint_attention.h"
 
-#include <string>
-
 #include "tensors.h"
 
 namespace skelops {
 namespace {
 
-JointAttention pass(const Map& source, const Map& target, const std::optional<Tensor>& alpha, int64_t heads, const std::string& axis,
-                    const std::string& activation, double scale) {
-  return {source.B, source.T, source.V, heads, source.C / heads, axis == "frames", activation == "softmax", dtype_of(source.tensor),
+JointAttention pass(const Map& source, const Map& target, const std::optional<Tensor>& alpha, int64_t heads, bool frames, bool softmax,
+                    double scale) {
+  return {source.B, source.T, source.V, heads, source.C / heads, frames, softmax, dtype_of(source.tensor),
           source.input(), target.input(), alpha ? floats(*alpha) : nullptr, static_cast<float>(scale)};
 }
 
 void forward(const Tensor& source, const Tensor& target, std::optional<Tensor> static_part, std::optional<Tensor> alpha, int64_t heads,
-             std::string axis, std::string activation, double scale, std::vector<Tensor> outputs) {
+             bool frames, bool softmax, double scale, std::vector<Tensor> outputs) {
   const Map x = as_map(source, Slices::all), h = as_map(target, Slices::all);
   if (static_part) static_part = to_float(*static_part);
   if (alpha) alpha = to_float(*alpha);
-  const JointAttention p = pass(x, h, alpha, heads, axis, activation, scale);
+  const JointAttention p = pass(x, h, alpha, heads, frames, softmax, scale);
   const bool plain = !static_part && !alpha;
   const JointAttentionOutput out{static_part ? floats(*static_part) : nullptr, output_data(outputs[0]), plain ? nullptr : output_data(outputs[1])};
   const auto kernel = joint_attention_at_level();
@@ -27,11 +25,11 @@ void forward(const Tensor& source, const Tensor& target, std::optional<Tensor> s
 }
 
 void backward(const Tensor& grad, const Tensor& source, const Tensor& target, const Tensor& active, std::optional<Tensor> alpha, int64_t heads,
-              std::string axis, std::string activation, double scale, bool needs_source, bool needs_target, bool needs_static, bool needs_alpha,
+              bool frames, bool softmax, double scale, bool needs_source, bool needs_target, bool needs_static, bool needs_alpha,
               std::vector<Tensor> outputs) {
   const Map x = as_map(source, Slices::all), h = as_map(target, Slices::all);
   if (alpha) alpha = to_float(*alpha);
-  const JointAttention p = pass(x, h, alpha, heads, axis, activation, scale);
+  const JointAttention p = pass(x, h, alpha, heads, frames, softmax, scale);
   const Tensor upstream = dense(grad, source.scalar_type()), kept = dense(active, source.scalar_type());
   const JointAttentionGradients g{upstream.const_data_ptr(), kept.const_data_ptr(), needs_source ? as_map(outputs[0]).output() : MapData{},
                                   needs_target ? as_map(outputs[1]).output() : MapData{}};

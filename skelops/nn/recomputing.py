@@ -26,7 +26,8 @@ class _Read:
     """A tensor as a backward pass will need it."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.version = tensor, tensor._version
+        # An op that saves its own output would be kept alive by what it keeps, had this the gradient function.
+        self.tensor, self.version = tensor.detach(), tensor._version
 
     def get(self) -> Tensor:
         """The tensor; autograd checks for writes only what it keeps itself."""
@@ -46,6 +47,7 @@ class _Result:
         self.make, self.read = partial(function, *arguments), [_Read(x) for x in _tensors(arguments)]
         self.users = self.waiting = 0
         self.tensor: Tensor | None = self.make()
+        self.version = self.tensor._version
         self.autocast = _autocast(self.tensor.device.type)
 
     def again(self) -> Tensor:
@@ -67,9 +69,9 @@ class _Saved:
         self.kept: _Read | None = _Read(tensor)
         self.result: _Result | None = None
 
-    def of(self, result: Tensor) -> bool:
-        """Whether it is the result or a part of it."""
-        return self.kept is not None and _share(self.kept.tensor, result)
+    def of(self, result: Tensor, version: int) -> bool:
+        """Whether it is the result or a part of it, and was not written to before it was saved."""
+        return self.kept is not None and self.kept.version == version and _share(self.kept.tensor, result)
 
     def forget(self, result: _Result) -> None:
         assert self.kept is not None
@@ -113,18 +115,22 @@ class _Block:
             assert tensor is not None
             if not any(_share(tensor, output) for output in outputs):
                 for saved in self.saved:
-                    if saved.of(tensor):
+                    if saved.of(tensor, result.version):
                         saved.forget(result)
+
+    def end(self) -> None:
+        """Lets go of what it has seen: autograd keeps this block alive as long as any of its hooks."""
         self.results.clear()
-        self.saved.clear()  # autograd keeps this block alive as long as any of its hooks
+        self.saved.clear()
 
 
 _block: ContextVar[_Block | None] = ContextVar("block", default=None)
 
 
 def _share(one: Tensor, other: Tensor) -> bool:
-    """Whether both are of the same memory."""
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    """Whether both are of the same memory; sparse ones have none to tell."""
+    strided = one.layout == other.layout == torch.strided
+    return strided and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -156,9 +162,10 @@ def recompute(block: Callable[..., R], *inputs: Any) -> R:
         return block(*inputs)
     with ExitStack() as hooks:
         here = _Block(hooks)
+        hooks.callback(here.end)
         hooks.callback(_block.reset, _block.set(here))
         output = block(*inputs)
-    here.forget(list(_tensors([output])))
+        here.forget(list(_tensors([output])))
     return output
 
 

@@ -8,6 +8,7 @@
 //   of differences = weight . G, summed over the blocks of the sample; that of alpha follows from those of weight and bias.
 #include "channel_graph_conv.h"
 
+#include "affine.h"
 #include "channel_tile.h"
 #include "gemm.h"
 
@@ -48,19 +49,6 @@ void build_topology(const ChannelGraphConv& p, const float* table, int64_t k, in
   gemm(table + k * rows * pitch, 1, pitch, p.weight + (k * s.blocks + block) * rows * kBlock, kBlock, topology, kBlock, s.edges(), width, rows, false);
 }
 
-// stats[c] += sum of the rows, stats[C + c] += sum of their squares, for the n channels from c on
-void add_stats(const float* y, int64_t R, int64_t C, int64_t c, int64_t n, double* stats) {
-  for (int64_t i = 0; i < n; i += kLanes) {
-    Vec total{}, squares{};
-    for (int64_t r = 0; r < R; ++r) {
-      const Vec value = load(y + r * kBlock + i);
-      total += value;
-      squares += value * value;
-    }
-    for (int64_t j = 0; j < smaller(kLanes, n - i); ++j) stats[c + i + j] += total[j], stats[C + c + i + j] += squares[j];
-  }
-}
-
 template <typename T>
 void forward(const ChannelGraphConv& p, int64_t begin, int64_t end, double* stats) {
   const ChannelGraphConvShape& s = p.shape;
@@ -82,7 +70,7 @@ void forward(const ChannelGraphConv& p, int64_t begin, int64_t end, double* stat
         apply({topology, s.V, s.V, s.V, 1}, x, y + t * frame, frames, to.width(), k > 0);
       }
     }
-    for (int64_t t = 0; stats && t < s.T; t += kFrames) add_stats(y + t * frame, smaller(kFrames, s.T - t) * s.V, s.C, c, n, stats);
+    if (stats) add_sums(y, kBlock, plane, n, stats + c, stats + s.C + c);
     store_block<T>(y, to, 0, plane);
   }
 }

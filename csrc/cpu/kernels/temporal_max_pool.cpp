@@ -62,7 +62,8 @@ void backward(const TemporalMaxPool& p, int64_t begin, int64_t end, double* sums
           const Vec before = load(a + i - frame), here = load(a + i), after = load(a + i + frame);
           const Vec larger = larger_of(before, here), most = larger_of(larger, after);
           Vec grad = load(g + (t * p.V + v) * ldg + c);
-          if (p.stats.offset) grad += load(p.stats.offset + c) + load(p.stats.slope + c) * most;
+          if (p.stats.offset) grad += load(p.stats.offset + c);
+          if (p.stats.y.data) grad += load(p.stats.slope + c) * most;
           const auto is_after = replaces(after, larger), is_here = replaces(here, before);
           const Vec rest = is_after ? Vec{} : grad;
           store(h + i - frame, load(h + i - frame) + (is_here ? Vec{} : rest));

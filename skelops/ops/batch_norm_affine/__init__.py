@@ -173,7 +173,7 @@ def _backward_outputs(
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_weight = total.new_empty(0) if weight is None else weight.new_empty(weight.shape)
+    grad_weight = total.new_empty(0 if weight is None else weight.shape, dtype=dtype)
     return total.new_empty(total.shape), total.new_empty(total.shape), grad_weight
 
 
@@ -215,7 +215,7 @@ def _backward(
         grad_sum if needs[0] else None,
         grad_square_sum if needs[1] else None,
         None,
-        grad_weight if needs[3] else None,
+        None if grad_weight is None or not needs[3] else grad_weight.to(weight.dtype),
         grad_shift.to(ctx.bias_dtype) if needs[4] else None,
         None,
         None,

@@ -49,5 +49,5 @@ def batch_norm_affine_backward(
     scale, grad_inverse = (inverse, of_scale) if weight is None else (inverse * weight, of_scale * weight)
     grad_square = -0.5 * grad_inverse * inverse**3
     grad_mean = -scale * grad_shift - 2 * mean * grad_square
-    grad_weight = total.new_empty(0) if weight is None else (of_scale * inverse).to(weight.dtype)
+    grad_weight = total.new_empty(0, dtype=dtype) if weight is None else (of_scale * inverse).to(dtype)
     return grad_mean / n, grad_square / n, grad_weight

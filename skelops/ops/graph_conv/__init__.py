@@ -124,7 +124,7 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     x, weight, adjacency, bias, y = ctx.saved_tensors
     if grad is None:
-        grad = weight.new_zeros(x.shape[0], weight.shape[1], *x.shape[2:])
+        grad = x.new_zeros(x.shape[0], weight.shape[1], *x.shape[2:])
     needs = ctx.needs_input_grad[:4]
     of_stats = used_sums(y, grad_sum, grad_square_sum)
     results = _op_backward(grad, x, weight, adjacency, bias, *of_stats, *needs)

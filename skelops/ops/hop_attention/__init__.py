@@ -118,16 +118,33 @@ def _backward_outputs(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
     )
 
 
+def _exceeds_shared_memory(qkv: Tensor, group_key: Tensor, hop_key: Tensor, *others: Any) -> bool:
+    """Whether a tile of all joints and all channels of a head, 17 bytes per element, is more than a block of the GPU
+    can have: only in float32."""
+    if qkv.device.type != "cuda" or qkv.dtype != torch.float32:
+        return False
+    device = torch.cuda.get_device_properties(qkv.device)
+    limit = getattr(device, "shared_memory_per_block_optin", device.shared_memory_per_block)
+    joints, channels = (max(16, 1 << (size - 1).bit_length()) for size in (qkv.shape[3], hop_key.shape[2]))
+    return 17 * joints * channels > limit
+
+
 _ARGUMENTS = (
     "Tensor qkv, Tensor group_key, Tensor hop_key, Tensor group_bias, Tensor static, Tensor alpha, Tensor hops,"
     " Tensor groups, int heads, float scale"
 )
-_op = Op(f"hop_attention({_ARGUMENTS}) -> Tensor", reference=reference.hop_attention, outputs=_outputs)
+_op = Op(
+    f"hop_attention({_ARGUMENTS}) -> Tensor",
+    reference=reference.hop_attention,
+    outputs=_outputs,
+    eager_wins=_exceeds_shared_memory,
+)
 _op_backward = Op(
     f"hop_attention_backward(Tensor grad, {_ARGUMENTS}, bool[] needs)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.hop_attention_backward,
     outputs=_backward_outputs,
+    eager_wins=lambda grad, *inputs: _exceeds_shared_memory(*inputs),
 )
 
 

@@ -99,12 +99,13 @@ def info_nce(
     )
     gradient = torch.is_grad_enabled() and query.requires_grad
     rows = query if query.dim() == 2 else query.reshape(lead.numel(), D)
+    each, averaged = reduction == "none", reduction == "mean"
     loss, lse, rank, *_ = _op(
-        rows, keys, slots, positives, negatives, valid, float(temperature), bool(normalize), reduction, gradient
+        rows, keys, slots, positives, negatives, valid, float(temperature), bool(normalize), each, averaged, gradient
     )
     if query.dim() == 2:
         return InfoNCE(loss, lse, rank)
-    return InfoNCE(loss.reshape(lead) if reduction == "none" else loss, lse.reshape(lead), rank.reshape(lead))
+    return InfoNCE(loss.reshape(lead) if each else loss, lse.reshape(lead), rank.reshape(lead))
 
 
 def _per_query(name: str, x: Any, lead: torch.Size, letters: str, D: int) -> Tensor:
@@ -134,14 +135,15 @@ def _outputs(
     valid: Tensor | None,
     temperature: float,
     normalize: bool,
-    reduction: str,
+    each: bool,
+    averaged: bool,
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Loss, lse, rank; log-probabilities of key and extras; the mean under the softmax of all that is contrasted."""
     N, D = query.shape
     entries = 1 + sum(extra.shape[1] for extra in (extra_positives, extra_negatives) if extra is not None)
     dtype = working_dtype(query, key, queue, extra_positives, extra_negatives)
-    loss = query.new_empty(N if reduction == "none" else (), dtype=dtype)
+    loss = query.new_empty(N if each else (), dtype=dtype)
     mean = query.new_empty(N if gradient else 0, D, dtype=dtype)
     lse, rank = query.new_empty(N, dtype=dtype), query.new_empty(N, dtype=torch.int64)
     return loss, lse, rank, query.new_empty(N, entries, dtype=dtype), mean
@@ -158,7 +160,8 @@ def _backward_outputs(
     mean: Tensor,
     temperature: float,
     normalize: bool,
-    reduction: str,
+    each: bool,
+    averaged: bool,
     needs: list[bool],
 ) -> tuple[Tensor, ...]:
     inputs = (query, key, extra_positives, extra_negatives)
@@ -170,21 +173,22 @@ def _backward_outputs(
 
 _op = Op(
     "info_nce(Tensor query, Tensor key, Tensor queue, Tensor? extra_positives, Tensor? extra_negatives, Tensor? valid,"
-    " float temperature, bool normalize, str reduction, bool gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " float temperature, bool normalize, bool each, bool averaged, bool gradient)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.info_nce,
     outputs=_outputs,
 )
 _op_backward = Op(
     "info_nce_backward(Tensor? loss_gradient, Tensor? lse_gradient, Tensor query, Tensor key, Tensor? extra_positives,"
-    " Tensor? extra_negatives, Tensor log_weights, Tensor mean, float temperature, bool normalize, str reduction,"
-    " bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
+    " Tensor? extra_negatives, Tensor log_weights, Tensor mean, float temperature, bool normalize, bool each,"
+    " bool averaged, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.info_nce_backward,
     outputs=_backward_outputs,
 )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    query, key, _, extra_positives, extra_negatives, _, ctx.temperature, ctx.normalize, ctx.reduction, _ = inputs
+    query, key, _, extra_positives, extra_negatives, _, *ctx.options, _ = inputs
     _, _, rank, log_weights, mean = output
     ctx.mark_non_differentiable(rank, log_weights, mean)
     ctx.set_materialize_grads(False)
@@ -194,11 +198,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, loss: Tensor | None, lse: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
     if loss is None and lse is None:
-        return (None,) * 10
+        return (None,) * 11
     needs = [ctx.needs_input_grad[i] for i in (0, 1, 3, 4)]
-    gradients = _op_backward(loss, lse, *ctx.saved_tensors, ctx.temperature, ctx.normalize, ctx.reduction, needs)
+    gradients = _op_backward(loss, lse, *ctx.saved_tensors, *ctx.options, needs)
     query, key, positives, negatives = (g if wanted else None for g, wanted in zip(gradients, needs, strict=True))
-    return query, key, None, positives, negatives, None, None, None, None, None
+    return query, key, None, positives, negatives, None, None, None, None, None, None
 
 
 _op.differentiable(_setup_context, _backward)

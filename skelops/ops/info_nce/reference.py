@@ -37,7 +37,8 @@ def info_nce(
     valid: Tensor | None,
     temperature: float,
     normalize: bool,
-    reduction: str,
+    each: bool,
+    averaged: bool,
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     with torch.autocast(query.device.type, enabled=False):
@@ -51,8 +52,8 @@ def info_nce(
         lse = every.logsumexp(1)
         positives = 1 if extra_positives is None else 1 + extra_positives.shape[1]
         loss = lse - logits[:, :positives].logsumexp(1) + math.log(positives)
-        if reduction != "none":
-            loss = loss.mean() if reduction == "mean" else loss.sum()
+        if not each:
+            loss = loss.mean() if averaged else loss.sum()
         rank = (every[:, positives:] > logits[:, :1]).sum(1)
         log_weights = logits - lse[:, None]
         if not gradient:
@@ -72,13 +73,14 @@ def info_nce_backward(
     mean: Tensor,
     temperature: float,
     normalize: bool,
-    reduction: str,
+    each: bool,
+    averaged: bool,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with torch.autocast(query.device.type, enabled=False):
         dtype, scale, N = log_weights.dtype, 1 / temperature, query.shape[0]
         of_loss = log_weights.new_zeros(N) if loss_gradient is None else loss_gradient.expand(N)
-        if reduction == "mean":
+        if averaged:
             of_loss = of_loss / N
         of_all = of_loss if lse_gradient is None else of_loss + lse_gradient
         positives = 1 if extra_positives is None else 1 + extra_positives.shape[1]

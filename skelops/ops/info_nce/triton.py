@@ -82,7 +82,8 @@ def _finish(
         logits = (tl.sum(unit * row, 1) * scale - most) - log_total
         tl.store(log_weights + n * count + i, logits, mask=i < count)
         if sums is not None:
-            merged += tl.sum(tl.exp(logits)[:, None] * unit, 0)
+            weights = tl.where(i < count, tl.exp(logits), 0.0)  # beyond the last entry the exponent may be infinite
+            merged += tl.sum(weights[:, None] * unit, 0)
     if sums is not None:
         tl.store(mean + n * D + d, merged, mask=d < D)
 
@@ -159,7 +160,8 @@ def info_nce(
     valid: Tensor | None,
     temperature: float,
     normalize: bool,
-    reduction: str,
+    each: bool,
+    averaged: bool,
     gradient: bool,
     outputs: list[Tensor],
 ) -> None:
@@ -168,7 +170,7 @@ def info_nce(
     query, key = query.contiguous(), key.contiguous()
     extras = [None if x is None else x.contiguous() for x in (extra_positives, extra_negatives)]
     P, E = (0 if x is None else x.shape[1] for x in extras)
-    losses = loss if reduction == "none" else torch.empty_like(lse)
+    losses = loss if each else torch.empty_like(lse)
     state, above, sums = queue_pass(
         "queue_attention", query, queue, key, None, None, valid, 1 / temperature, normalize, mean if gradient else None
     )
@@ -176,10 +178,8 @@ def info_nce(
         _finish, (N,), query.device, query, key, *extras, state, above, sums, losses, lse, rank, log_weights, mean,
         N, P, E, state.shape[1], 1 / temperature, D=D, NORMALIZE=normalize, **_sizes("info_nce", query, 1 + P + E),
     )  # fmt: skip
-    if reduction == "mean":
-        torch.mean(losses, 0, out=loss)
-    elif reduction == "sum":
-        torch.sum(losses, 0, out=loss)
+    if not each:
+        (torch.mean if averaged else torch.sum)(losses, 0, out=loss)
 
 
 def info_nce_backward(
@@ -193,7 +193,8 @@ def info_nce_backward(
     mean: Tensor,
     temperature: float,
     normalize: bool,
-    reduction: str,
+    each: bool,
+    averaged: bool,
     needs: list[bool],
     outputs: list[Tensor],
 ) -> None:
@@ -202,7 +203,7 @@ def info_nce_backward(
     P, E = (0 if x is None else x.shape[1] for x in inputs[2:])
     upstream = [None if g is None else g.expand(N) for g in (loss_gradient, lse_gradient)]
     gradients = [out if wanted else None for out, wanted in zip(outputs, needs, strict=True)]
-    share = 1 / N if reduction == "mean" and N else 1.0
+    share = 1 / N if averaged and N else 1.0
     launch(
         _backward, (N,), query.device, *upstream, *inputs, log_weights.contiguous(), mean.contiguous(), *gradients,
         P, E, *(0 if g is None else g.stride(0) for g in upstream), share, 1 / temperature,

@@ -71,22 +71,22 @@ def joint_attention(
     if scale is None:
         scale = heads / (C * (T if axis == "joints" else V))
     positive("scale", scale)
-    return _op(source, target, static, alpha, heads, axis, activation, float(scale))[0]
+    return _op(source, target, static, alpha, heads, axis == "frames", activation == "softmax", float(scale))[0]
 
 
 def _outputs(
-    source: Tensor, target: Tensor, static: Tensor | None, alpha: Tensor | None, heads: int, axis: str, activation: str,
-    scale: float,
+    source: Tensor, target: Tensor, static: Tensor | None, alpha: Tensor | None, heads: int, frames: bool,
+    softmax: bool, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    positions = source.shape[3 if axis == "joints" else 2]
+    positions = source.shape[2 if frames else 3]
     attention = source.new_empty(source.shape[0], heads, positions, positions)
     plain = static is None and alpha is None
     return attention, source.new_empty(0 if plain else attention.shape)
 
 
 def _backward_outputs(
-    grad: Tensor, source: Tensor, target: Tensor, active: Tensor, alpha: Tensor | None, heads: int, axis: str,
-    activation: str, scale: float, needs_source: bool, needs_target: bool, needs_static: bool, needs_alpha: bool,
+    grad: Tensor, source: Tensor, target: Tensor, active: Tensor, alpha: Tensor | None, heads: int, frames: bool,
+    softmax: bool, scale: float, needs_source: bool, needs_target: bool, needs_static: bool, needs_alpha: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     def like(x: Tensor, needed: bool) -> Tensor:
         return empty_map(x, x.shape, is_channels_last(x)) if needed else x.new_empty(0)
@@ -100,15 +100,15 @@ def _backward_outputs(
 
 
 _op = Op(
-    "joint_attention(Tensor source, Tensor target, Tensor? static, Tensor? alpha, int heads, str axis, str activation,"
+    "joint_attention(Tensor source, Tensor target, Tensor? static, Tensor? alpha, int heads, bool frames, bool softmax,"
     " float scale) -> (Tensor, Tensor)",
     reference=reference.joint_attention,
     outputs=_outputs,
 )
 _op_backward = Op(
     "joint_attention_backward(Tensor grad, Tensor source, Tensor target, Tensor active, Tensor? alpha, int heads,"
-    " str axis, str activation, float scale, bool needs_source, bool needs_target, bool needs_static, bool needs_alpha)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    " bool frames, bool softmax, float scale, bool needs_source, bool needs_target, bool needs_static,"
+    " bool needs_alpha) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.joint_attention_backward,
     outputs=_backward_outputs,
 )

@@ -151,8 +151,8 @@ def _setting(kernel: str, x: Tensor, P: int) -> Tile:
 
 
 def joint_attention(
-    source: Tensor, target: Tensor, static: Tensor | None, alpha: Tensor | None, heads: int, axis: str, activation: str,
-    scale: float, outputs: list[Tensor],
+    source: Tensor, target: Tensor, static: Tensor | None, alpha: Tensor | None, heads: int, frames: bool,
+    softmax: bool, scale: float, outputs: list[Tensor],
 ) -> None:  # fmt: skip
     attention, active = outputs
     (source, rows), (target, target_rows) = (kernel_map(x, slices=True) for x in (source, target))
@@ -162,14 +162,14 @@ def joint_attention(
     launch(
         _scores, (B * heads, triton.cdiv(P, setting["BW"])), source.device, source, target, static, alpha, attention,
         None if static is None and alpha is None else active, pitch(source, rows), pitch(target, target_rows), T, V,
-        C // heads, heads, scale, SOURCE_ROWS=rows, TARGET_ROWS=target_rows, FRAMES=axis == "frames",
-        SOFTMAX=activation == "softmax", PRECISION=dot_precision(source.dtype), **setting,
+        C // heads, heads, scale, SOURCE_ROWS=rows, TARGET_ROWS=target_rows, FRAMES=frames,
+        SOFTMAX=softmax, PRECISION=dot_precision(source.dtype), **setting,
     )  # fmt: skip
 
 
 def joint_attention_backward(
-    grad: Tensor, source: Tensor, target: Tensor, active: Tensor, alpha: Tensor | None, heads: int, axis: str,
-    activation: str, scale: float, needs_source: bool, needs_target: bool, needs_static: bool, needs_alpha: bool,
+    grad: Tensor, source: Tensor, target: Tensor, active: Tensor, alpha: Tensor | None, heads: int, frames: bool,
+    softmax: bool, scale: float, needs_source: bool, needs_target: bool, needs_static: bool, needs_alpha: bool,
     outputs: list[Tensor],
 ) -> None:  # fmt: skip
     B, P = grad.shape[0], grad.shape[3]
@@ -186,7 +186,7 @@ def joint_attention_backward(
     launch(
         _of_scores, (heads, shares, blocks), grad.device, grad.contiguous(), active.contiguous(),
         None if alpha is None else alpha.contiguous(), of_score, of_static, of_alpha, B, P, scale,
-        SOFTMAX=activation == "softmax", **setting,
+        SOFTMAX=softmax, **setting,
     )  # fmt: skip
     if of_static is not None:
         outputs[2].copy_(of_static.sum(0))
@@ -194,7 +194,7 @@ def joint_attention_backward(
         outputs[3].copy_(of_alpha.sum((0, 2)))
     for x, out, needed in ((target, outputs[0], needs_source), (source, outputs[1], needs_target)):
         if needed:
-            _gradient(x, of_score, out, heads, axis == "frames", out is outputs[1])
+            _gradient(x, of_score, out, heads, frames, out is outputs[1])
 
 
 def _gradient(x: Tensor, of_score: Tensor | None, out: Tensor, heads: int, frames: bool, by_target: bool) -> None:

@@ -68,7 +68,7 @@ def _pass(
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     d = tl.program_id(2) * BD + tl.arange(0, BD)
     here = row < N
-    WHOLE: tl.constexpr = D <= BK
+    WHOLE: tl.constexpr = D <= BK and D <= BD
     same: tl.constexpr = query.dtype.element_ty == queue.dtype.element_ty and gradient is None
     DOT: tl.constexpr = query.dtype.element_ty if same else tl.float32
     # Weights are at most one; their last parts must not fall below the smallest float16.

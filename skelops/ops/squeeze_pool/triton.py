@@ -85,7 +85,7 @@ def squeeze_pool(x: Tensor, lengths: Tensor | None, bodies: int, outputs: list[T
     _, C, T, V = x.shape
     sizes = tile("squeeze_pool", x.device, "channels_last" if channels_last else "default")
     grid = (x.shape[0] // bodies, triton.cdiv(C, sizes["BC"]))
-    BV = triton.next_power_of_2(V)
+    BV, lengths = triton.next_power_of_2(V), None if lengths is None else lengths.contiguous()
     launch(_forward, grid, x.device, x, lengths, *outputs, C, T, V, bodies, *x.stride(), BV=BV, **sizes)
 
 
@@ -103,5 +103,5 @@ def squeeze_pool_backward(
     sizes = tile("squeeze_pool_backward", grad.device, "channels_last" if channels_last else "default")
     grid = (B, triton.cdiv(C, sizes["BC"]), triton.cdiv(T, sizes["BT"]))
     upstream = [part.contiguous() for part in (frames, joints, mean)]
-    BV = triton.next_power_of_2(V)
+    BV, lengths = triton.next_power_of_2(V), None if lengths is None else lengths.contiguous()
     launch(_backward, grid, grad.device, *upstream, lengths, grad, C, T, V, bodies, *grad.stride(), BV=BV, **sizes)
