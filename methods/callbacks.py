@@ -45,7 +45,21 @@ class KNNMonitor(pl.Callback):
         pl_module.log("knn", (predicted.cpu() == test.labels).float().mean())
 
 
-class AccuracyMonitor(pl.Callback):
+class EpochClock(pl.Callback):
+    """Measures epochs; of one that a run resumes in the middle, what is left of it."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.start = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.start = time.perf_counter()
+
+    def elapsed(self) -> float:
+        """Seconds since the epoch began."""
+        return time.perf_counter() - self.start
+
+
+class AccuracyMonitor(EpochClock):
     """Logs what the classifier of `skelops.methods.Supervised` scores on the test split after every epoch: ``top1``,
     ``top5``, and ``best``, the highest top1 so far; and ``seconds``, those of training alone. Draws no random number.
 
@@ -59,14 +73,11 @@ class AccuracyMonitor(pl.Callback):
         self.best, self.best_epoch = 0.0, 0
         self.seconds: list[float] = []
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.start = time.perf_counter()
-
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Training) and isinstance(pl_module.framework, Supervised)
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
-        self.seconds.append(time.perf_counter() - self.start)
+        self.seconds.append(self.elapsed())
         framework, test = pl_module.framework, trainer.datamodule.split("test")  # type: ignore[attr-defined]
         logits = in_batches(framework, lambda clips: framework.logits(framework.streams(clips)), test.clips)
         labels, classes = test.labels.to(logits.device), test.num_classes
@@ -84,15 +95,12 @@ class AccuracyMonitor(pl.Callback):
         self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
 
 
-class EpochLines(pl.Callback):
+class EpochLines(EpochClock):
     """One line per epoch, for where no terminal shows a progress bar."""
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = trainer.callback_metrics
         names = [name for name in ("loss_epoch", "accuracy_epoch", "knn", "top1", "top5", "best") if name in metrics]
         shown = "  ".join(f"{name.removesuffix('_epoch')} {float(metrics[name]):.3f}" for name in names)
-        seconds = time.perf_counter() - self.start
+        seconds = self.elapsed()
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {shown}  {seconds:.1f} s", flush=True)

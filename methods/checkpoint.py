@@ -11,7 +11,9 @@ import torch
 from skelops.methods.encoders import ENCODERS, Encoder
 from torch import nn
 
-REQUIRED = {"encoder", "state_dict", "epoch", "datamodule_hyper_parameters"}
+#: The first bytes of what torch.save writes.
+ARCHIVE = b"PK\x03\x04"
+REQUIRED = {"encoder", "state_dict", "epoch", "datamodule_hyper_parameters", "random_state"}
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -19,17 +21,23 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         ValueError: there is no such file, or it is no checkpoint of ``skelops train``; names the file.
+        OSError: the file cannot be opened.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"checkpoint: expected a file, found none at {path}")
+    with path.open("rb") as file:
+        if file.read(len(ARCHIVE)) != ARCHIVE:
+            raise ValueError(f"checkpoint: {path} cannot be read (it is no checkpoint)")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # its message advises to load the file unsafely
-        raise ValueError(f"checkpoint: {path} cannot be read (it is no file of weights)") from error
-    except Exception as error:  # whatever the reader stumbles over: struct.error, IndexError, AssertionError, ...
+        raise ValueError(f"checkpoint: {path} cannot be read (it holds more than weights)") from error
+    except Exception as error:  # whatever the reader stumbles over: struct.error, OSError, AssertionError, ...
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"checkpoint: {path} cannot be read ({reason or type(error).__name__})") from error
+        raise ValueError(
+            f"checkpoint: {path} cannot be read (it is cut off or damaged: {reason or type(error).__name__})"
+        ) from error
     if not isinstance(content, dict) or not content.keys() >= REQUIRED:
         raise ValueError(f"checkpoint: {path} was not written by skelops train")
     return {**content, "file": str(path)}
@@ -80,3 +88,24 @@ def check_weights(module: nn.Module, weights: dict[str, Any], file: str) -> None
                 f"checkpoint: the weights of {file} do not fit the configuration: {key}: expected {shapes[0]}, got"
                 f" {shapes[1]}"
             )
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, checkpoint: dict[str, Any]) -> None:
+    """A new optimizer is of the kind and the settings of the checkpoint, which would silently replace its own.
+
+    Raises:
+        ValueError: names the file and the first setting that differs.
+    """
+    file, name = checkpoint["file"], type(optimizer).__name__
+    if not checkpoint.get("optimizer_states"):
+        raise ValueError(f"checkpoint: {file} holds no state of an optimizer, without which no run resumes")
+    trained = checkpoint.get("optimizer", name)  # older checkpoints do not name it
+    if trained != name:
+        raise ValueError(f"model.optimizer: expected {trained} as in {file}, got {name}")
+    groups = checkpoint["optimizer_states"][0]["param_groups"]
+    for group, before in zip(optimizer.param_groups, groups, strict=False):
+        # The schedule moves lr and keeps the base rate as initial_lr.
+        settings = {key: value for key, value in before.items() if key not in ("params", "initial_lr")}
+        for key, value in {**settings, "lr": before["initial_lr"]}.items():
+            if key not in group or group[key] != value:
+                raise ValueError(f"model.optimizer: expected {key} {value} as in {file}, got {group.get(key, 'none')}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import signature
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -92,7 +93,8 @@ class SkeletonData(pl.LightningDataModule):
         options: further arguments of the reader, such as ``{benchmark: ntu60_xview}`` or ``{align: false}``.
 
     Raises:
-        ValueError: ``options`` has a key that is not theirs: training and test clips would be others than they say.
+        ValueError: ``options`` has a key that is not theirs (training and test clips would be others than they say) or
+            that the reader does not know, or there is a ``recipe`` for a reader without one.
     """
 
     def __init__(
@@ -113,6 +115,11 @@ class SkeletonData(pl.LightningDataModule):
         reserved = RESERVED if recipe is None else {**RESERVED, "recipe": f"data.recipe is {recipe}"}
         for name in sorted(reserved.keys() & options.keys()):
             raise ValueError(f"data.options: expected no {name} ({reserved[name]}), got {options[name]!r}")
+        known = signature(getattr(data, source).load).parameters.keys() - {"folder", *RESERVED}
+        for name in sorted(options.keys() - known):
+            raise ValueError(f"data.options: expected some of {', '.join(sorted(known))} for {source}, got {name}")
+        if recipe is not None and "recipe" not in known:
+            raise ValueError(f"data.recipe: expected none for {source}, got {recipe}")
         self.save_hyperparameters()
         self._splits: dict[str, SkeletonDataset] = {}
 
@@ -121,7 +128,6 @@ class SkeletonData(pl.LightningDataModule):
 
         Raises:
             ValueError: no folder for a set that needs one, or a file is bad.
-            TypeError: the reader does not know one of the options.
         """
         if name not in self._splits:
             self._splits[name] = self._load(name, self.hparams["frames"])

@@ -95,6 +95,8 @@ class LinearProbe:
         positive("lr", self.lr)
         positive_integer("iterations", self.iterations)
         positive_integer("epochs", self.epochs)
+        if any(epoch < 0 for epoch in self.milestones):
+            raise ValueError(f"milestones: expected epochs of at least 0, got {list(self.milestones)}")
 
     def fit_predict(self, train: Tensor, labels: Tensor, test: Tensor, num_classes: int) -> Tensor:
         """Predictions (N,) for test features (N, D) after training on features (P, D) with labels (P,)."""

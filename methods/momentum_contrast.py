@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import skelops
+from skelops._checks import positive
 from skelops.nn import MomentumEncoder, MomentumQueue
 
 
@@ -59,6 +60,10 @@ class MomentumContrast(Framework):
 
     Attributes:
         encoder_q, encoder_k: the query encoder and the key encoder.
+
+    Raises:
+        TypeError: ``temperature`` is no number.
+        ValueError: ``temperature`` or ``momentum`` is out of range.
     """
 
     queue: MomentumQueue
@@ -77,6 +82,9 @@ class MomentumContrast(Framework):
         fill_first: bool = False,
     ) -> None:
         super().__init__()
+        positive("temperature", temperature)
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum: expected a number from 0 to 1, got {momentum}")
         self.temperature, self.queue_size, self.fill_first = temperature, queue_size, fill_first
         if fill_first:
             self.register_buffer("keys_seen", torch.zeros((), dtype=torch.int64))

@@ -15,6 +15,7 @@ from skelops.methods.framework import Batch, Framework
 from torch import Generator, Tensor, nn
 
 import skelops
+from skelops._checks import positive
 from skelops.data.transforms import motion_stream
 from skelops.nn import Linear, TemporalConv, recompute
 from skelops.nn.joint_attention import SLOPE
@@ -90,13 +91,15 @@ class SDSCL(Framework):
             from slightly different times, and no turn or crop that the streams share tells clips apart.
 
     Raises:
-        ValueError: the encoder does not pool its last map, or the channels do not divide among the heads.
+        ValueError: the encoder does not pool its last map, the channels do not divide among the heads, or
+            ``temperature`` is not above zero.
     """
 
     def __init__(
         self, encoder: Encoder, heads: int = 4, temperature: float = 0.07, tokens: bool = True, aligned: bool = True
     ) -> None:
         super().__init__()
+        positive("temperature", temperature)
         encoder.check_pools_its_map("SDSCL")
         channels = encoder.feature_dim
         if channels % heads:
@@ -149,7 +152,8 @@ class SDSCL(Framework):
             return skelops.squeeze_pool(self.attention[f"{axis}_{kind}"](*streams), bodies=bodies)
 
         streams = ("intra", joint), ("intra", motion), ("inter", joint, motion), ("inter", motion, joint)
-        return [recompute(pooled, *arguments) for arguments in streams]
+        attend = partial(recompute, pooled) if self.encoder_q.recomputing else pooled
+        return [attend(*arguments) for arguments in streams]
 
     def _contrast(self, tokens: Tensor, pairs: tuple[tuple[int, int], ...]) -> Tensor:
         return skelops.nt_xent(tokens, pairs, self.temperature).sum()

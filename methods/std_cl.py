@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 import skelops
+from skelops._checks import positive
 from skelops.nn import Linear, MemoryBank
 
 
@@ -75,6 +76,7 @@ class STDCL(Supervised):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(encoder, num_classes, label_smoothing)
+        positive("temperature", temperature)
         self.clips, self.frames, self.weight, self.temperature = clips, frames, weight, temperature
         self.mined = {
             "positives": positives,

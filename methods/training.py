@@ -58,6 +58,9 @@ class Training(pl.LightningModule):
         optimizer: makes the optimizer of the parameters that are trained; the default is the published recipe.
         decay: epochs at which the learning rate is multiplied by 0.1, or "cosine".
         warmup: epochs over which the learning rate rises linearly.
+
+    Raises:
+        ValueError: ``decay`` or ``warmup`` is negative.
     """
 
     def __init__(
@@ -69,6 +72,10 @@ class Training(pl.LightningModule):
         warmup: float = 0,
     ) -> None:
         super().__init__()
+        if not isinstance(decay, str) and any(epoch < 0 for epoch in decay):
+            raise ValueError(f"decay: expected epochs of at least 0, got {decay}")
+        if not 0 <= warmup < math.inf:
+            raise ValueError(f"warmup: expected a finite number of at least 0, got {warmup}")
         self.framework, self.views = framework, views
         self.optimizer, self.decay, self.warmup = optimizer, decay, warmup
         self.generator: torch.Generator | None = None
@@ -113,8 +120,25 @@ class Training(pl.LightningModule):
             self.log(name, value.detach(), on_step=True, on_epoch=True, prog_bar=shown, batch_size=len(batch[0]))
         return losses["loss"]
 
+    def on_train_epoch_end(self) -> None:
+        """Ends a run that diverged, before its checkpoint is replaced.
+
+        Raises:
+            ValueError: the mean loss of the epoch is not finite.
+        """
+        # There is none where a run resumes behind the last step of an epoch.
+        loss = float(self.trainer.callback_metrics.get("loss_epoch", 0.0))
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"loss: expected a finite mean over epoch {self.current_epoch + 1}, got {loss}: training diverged"
+            )
+
+    def new_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of what is trained, with the base learning rate."""
+        return self.optimizer(parameter for parameter in self.framework.parameters() if parameter.requires_grad)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self.optimizer(parameter for parameter in self.framework.parameters() if parameter.requires_grad)
+        optimizer = self.new_optimizer()
         self.trainer.fit_loop.setup_data()  # counts the batches
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         steps = int(self.trainer.estimated_stepping_batches)
@@ -124,8 +148,9 @@ class Training(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what builds the encoder again, and the states of the random generators."""
+        """Adds what builds the encoder again, the kind of the optimizer, and the states of the random generators."""
         encoder = self.framework.encoder_q
+        checkpoint["optimizer"] = type(self.trainer.optimizers[0]).__name__
         checkpoint["encoder"] = {"name": type(encoder).__name__, "arguments": encoder.arguments}
         state: dict[str, Any] = {"device": self.device.type, "cpu": torch.get_rng_state()}
         if self.generator is not None:

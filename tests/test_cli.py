@@ -121,7 +121,11 @@ def test_python_dash_m() -> None:
         (["--config", "tiny.yaml", "--data.batch_size", "31"], "batch_size: expected 1 to 30"),
         (["--config", "tiny.yaml", "--data.repeats", "0"], "data.repeats: expected at least 1, got 0"),
         (["--config", "scd_net/synthetic", "--data.frames", "24"], "clips: expected 16 frames, got 24"),
-        (["--config", "tiny.yaml", "--data.options.clips", "3"], "clips"),
+        (
+            ["--config", "tiny.yaml", "--data.options.clips", "3"],
+            "data.options: expected some of align, clips_per_class, noise, occlusion, seed for synthetic, got clips",
+        ),
+        (["--config", "tiny.yaml", "--data.recipe", "sds_cl"], "data.recipe: expected none for synthetic, got sds_cl"),
         (["--config", "tiny.yaml", "--data.options.split", "test"], "data.options: expected no split (training and"),
         (["--config", "tiny.yaml", "--data.options.frames", "9"], "data.options: expected no frames (set data.frames"),
         (["--config", "tiny.yaml", "--data.options.views", "[1,2]"], "data.options: expected no views (the training"),
@@ -136,6 +140,25 @@ def test_python_dash_m() -> None:
         (["--config", "tiny.yaml", "--trainer.max_steps", "0"], "trainer.max_steps: expected at least 1"),
         (["--config", "tiny.yaml", "--trainer.devices", "2"], "trainer.devices: expected 1, got 2"),
         (["--config", "tiny.yaml", "--trainer.val_check_interval", "1.5"], "trainer: "),
+        (
+            ["--config", "tiny.yaml", "--trainer.limit_train_batches", "0"],
+            "trainer.limit_train_batches: expected at least one of the 2 batches of an epoch, got 0",
+        ),
+        (["--config", "tiny.yaml", "--trainer.limit_train_batches", "0.01"], "of the 2 batches of an epoch, got 0.01"),
+        (["--config", "tiny.yaml", "--trainer.overfit_batches", "0.01"], "trainer.overfit_batches: expected at least"),
+        (["--config", "tiny.yaml", "--model.decay", "[-5]"], "decay: expected epochs of at least 0, got [-5]"),
+        (["--config", "tiny.yaml", "--model.warmup", "-3"], "warmup: expected a finite number of at least 0, got -3"),
+        (["--config", "tiny.yaml", "--model.optimizer", "SGD", "--model.optimizer.lr", "-1"], "learning rate: -1"),
+        (
+            ["--config", "tiny.yaml", "--model.framework.temperature", "0"],
+            "temperature: expected a finite number above",
+        ),
+        (["--config", "sds_cl/synthetic", "--model.framework.temperature", "-1"], "temperature: expected a finite"),
+        (["--config", "std_cl/synthetic", "--model.framework.temperature", "0"], "temperature: expected a finite"),
+        (
+            ["--config", "tiny.yaml", "--model.framework.momentum", "1.5"],
+            "momentum: expected a number from 0 to 1, got",
+        ),
         (["--config", "tiny.yaml", "--monitor.neighbours", "0"], "monitor.neighbours: expected at least 1, got 0"),
         (["--config", "tiny.yaml", "--monitor.every", "-1"], "monitor.every: expected at least 0, got -1"),
         (["--config", "tiny.yaml", "--model.views.shear", "-1"], "shear: expected at least 0"),
@@ -180,7 +203,8 @@ def test_bad_checkpoints_are_refused(here: Path, capsys: pytest.CaptureFixture[s
     assert "checkpoint" in one_line(capsys, "eval")
     assert "expected a file, found none at no.ckpt" in one_line(capsys, "eval", "--checkpoint", "no.ckpt")
     (here / "text.ckpt").write_text("not a checkpoint")
-    assert "text.ckpt" in one_line(capsys, "eval", "--checkpoint", "text.ckpt")
+    line = one_line(capsys, "eval", "--checkpoint", "text.ckpt")
+    assert line.endswith("checkpoint: text.ckpt cannot be read (it is no checkpoint)")
     (here / "empty.ckpt").touch()
     assert "empty.ckpt" in one_line(capsys, "eval", "--checkpoint", "empty.ckpt")
     for content in (b"h", b"jjj", b"\x80\x02."):  # what pickles stumble over in ways of their own
@@ -222,7 +246,13 @@ def test_train_then_eval(here: Path, capsys: pytest.CaptureFixture[str]) -> None
     )
     if not torch.cuda.is_available():
         assert "--device" in one_line(capsys, "eval", "--checkpoint", str(checkpoint), "--device", "cuda")
+    line = one_line(capsys, "eval", "--checkpoint", str(checkpoint), "--data", "clips")
+    assert "--data: expected none for a checkpoint of the synthetic set, got clips" in line
+    (here / "cut.ckpt").write_bytes(checkpoint.read_bytes()[:5000])
+    assert "cut.ckpt cannot be read (it is cut off or damaged" in one_line(capsys, "eval", "--checkpoint", "cut.ckpt")
     cut = torch.load(checkpoint, weights_only=True)
+    torch.save({key: value for key, value in cut.items() if key != "random_state"}, here / "other.ckpt")
+    assert "other.ckpt was not written by skelops train" in one_line(capsys, "eval", "--checkpoint", "other.ckpt")
     del cut["state_dict"]["framework.encoder_q.edge_importance.3"]
     torch.save(cut, here / "cut.ckpt")
     line = one_line(capsys, "eval", "--checkpoint", "cut.ckpt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,7 @@ def test_a_configuration_builds(name: str, here: Path, monkeypatch: pytest.Monke
         assert type(framework) is Supervised
     else:
         assert method.replace("_", "") == type(framework).__name__.lower().replace("finetuned", "finetune")
+    of_set, both, _ = of_set.partition("_sds_cl")  # fine-tuning as its release does it
     source = "pku_mmd" if of_set.startswith("pku") else of_set.partition("_")[0].rstrip("0126")
     assert data["source"] == ("nw_ucla" if source == "nw" else source)
     if source in ("ntu", "pku_mmd"):
@@ -79,7 +81,8 @@ def test_a_configuration_builds(name: str, here: Path, monkeypatch: pytest.Monke
         stride = framework.encoder_q.temporal_stride
         assert framework.heads["temporal"].embed.in_features % (-(-data["frames"] // stride)) == 0
     if isinstance(framework, FineTuned):
-        assert framework.with_motion is False
+        assert framework.with_motion == bool(both)
+        assert framework.frozen_statistics == (not both and source in ("ntu", "pku_mmd"))
     optimizer = cli.model.optimizer([nn.Parameter(torch.zeros(1))])
     assert optimizer.defaults["lr"] > 0
 
@@ -98,6 +101,17 @@ def test_published_settings_and_the_last_word_of_a_configuration() -> None:
         rates[name] = build(["--config", f"std_cl/ntu60_{name}"]).model.optimizer(parameter).defaults
     assert (rates["xsub"]["lr"], rates["xview"]["lr"]) == (0.025, 0.01)
     assert rates["xview"]["nesterov"] and rates["xview"]["weight_decay"] == 0.0004
+
+
+@pytest.mark.usefixtures("without_data")
+@pytest.mark.parametrize(("name", "crop"), [("ntu60_xsub", 0), ("nw_ucla", 6), ("synthetic", 6)])
+def test_views_of_fine_tuning(name: str, crop: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SkeleMixCLR's release takes clips as they are; the reported numbers of NW-UCLA are of cropped ones."""
+    encoder = STGCN("nw_ucla" if name == "nw_ucla" else "ntu", width=4, feature_dim=16)
+    monkeypatch.setattr("skelops.methods.fine_tuned.read_checkpoint", lambda path: path)
+    monkeypatch.setattr("skelops.methods.fine_tuned.load_encoder", lambda checkpoint: encoder)
+    views = build(["--config", f"fine_tune/{name}", "--model.framework.init_args.pretrained", "any.ckpt"]).model.views
+    assert (views.crop, views.shear, views.rotation) == (crop, 0, 45 if crop else 0)
 
 
 @pytest.mark.usefixtures("without_data")
@@ -122,7 +136,9 @@ def test_whole_clips_and_the_recipe_reach_the_reader(source: str, monkeypatch: p
     asked = []
     empty = SkeletonDataset(torch.zeros(2, 3, 4, 25, 2), torch.zeros(2, dtype=torch.int64), "ntu", ("a",))
     reader = {"ntu": ntu, "pku_mmd": pku_mmd}[source]
-    monkeypatch.setattr(reader, "load", lambda folder, **arguments: asked.append(arguments) or empty)
+    monkeypatch.setattr(
+        reader, "load", wraps(reader.load)(lambda folder, **arguments: asked.append(arguments) or empty)
+    )
     data = SkeletonData(source, "folder", frames=16, whole_clips=True, recipe="sds_cl", options={"align": False})
     data.training_clips()
     data.split("test")
@@ -147,6 +163,7 @@ def test_layers_come_in_order_and_relative_to_their_file(here: Path) -> None:
             "--name",
             "x",
         ]
+        assert resolved(["--name", "x", *arguments]) == layers, "the other arguments win, wherever they stand"
     cli = build(["--config", "mine/top.yaml"])
     assert (cli.config.name, cli.config.seed_everything, cli.trainer.max_epochs) == ("base", 5, 3)
     assert "include" not in cli.config

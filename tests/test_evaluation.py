@@ -81,6 +81,7 @@ def test_knn_needs_a_k() -> None:
         {"iterations": 0},
         {"solver": "sgd", "epochs": 0},
         {"solver": "sgd", "lr": 0.0},
+        {"solver": "sgd", "milestones": [-3]},
         {"l2": -1.0},
         {"l2": math.nan},
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,7 @@ def test_transfer_to_other_classes(checkpoints: dict[str, Path], monkeypatch: py
     """Another set of the same joints, here the synthetic one cut to its first nine classes."""
     load = skelops.data.synthetic.load
 
+    @wraps(load)
     def nine(**arguments: object) -> skelops.data.SkeletonDataset:
         whole = load(**arguments)
         chosen = whole.labels < 9
@@ -190,7 +192,7 @@ def test_frozen_statistics_stay(checkpoints: dict[str, Path]) -> None:
     ("keys", "message"),
     [
         ({"pretrained": "no.ckpt"}, "checkpoint: expected a file, found none at no.ckpt"),
-        ({"pretrained": "pretraining.yaml"}, r"pretraining.yaml cannot be read \(it is no file of weights\)$"),
+        ({"pretrained": "pretraining.yaml"}, r"pretraining.yaml cannot be read \(it is no checkpoint\)$"),
         ({"streams": "motion"}, "streams"),
         ({"frozen_statistics": "true", "from_scratch": "true"}, "frozen_statistics: expected false with from_scratch"),
         ({"num_classes": 1}, "num_classes: expected at least 2, got 1"),
@@ -211,6 +213,6 @@ def test_clips_of_another_layout_are_refused(checkpoints: dict[str, Path], monke
     clips = skelops.data.SkeletonDataset(
         torch.zeros(15, 3, 8, 20, 1), torch.arange(15), "nw_ucla", tuple(f"class {i}" for i in range(15))
     )
-    monkeypatch.setattr("skelops.data.synthetic.load", lambda **arguments: clips)
+    monkeypatch.setattr("skelops.data.synthetic.load", wraps(skelops.data.synthetic.load)(lambda **arguments: clips))
     with pytest.raises(CommandError, match="expected an encoder of layout nw_ucla, got ntu"):
         tune(checkpoints["SkeleMixCLR"])

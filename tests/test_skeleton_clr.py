@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from skelops.methods import STGCN, SkeletonCLR
 from torch.nn.functional import cross_entropy, normalize
@@ -35,3 +36,11 @@ def test_step_is_cross_entropy_of_the_logits() -> None:
     loss.backward()
     for (name, ours), theirs in zip(model.encoder_q.named_parameters(), twin.encoder_q.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("temperature", 0.0), ("temperature", -1.0), ("momentum", 1.5), ("momentum", -0.1)]
+)
+def test_temperature_and_momentum_are_checked(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: expected a .*number .*, got {value}"):
+        SkeletonCLR(STGCN("nw_ucla", width=4, feature_dim=8), embedding=4, queue_size=8, **{name: value})

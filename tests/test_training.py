@@ -15,11 +15,13 @@ from framework_cases import FRAMEWORKS, configuration
 
 pl = pytest.importorskip("lightning.pytorch", reason="needs the [train] extra")
 
-from skelops.methods.callbacks import KNNMonitor  # noqa: E402
+from skelops.methods.callbacks import EpochLines, KNNMonitor  # noqa: E402
 from skelops.methods.checkpoint import load_encoder, read_checkpoint  # noqa: E402
 from skelops.methods.commands.train import TrainCLI, build, last_checkpoint  # noqa: E402
 from skelops.methods.data_module import ShuffledBatches  # noqa: E402
 from skelops.methods.training import lr_factor  # noqa: E402
+
+from skelops.cli import CommandError  # noqa: E402
 
 TINY = """
 name: tiny
@@ -122,6 +124,48 @@ def test_a_run_without_the_random_state_would_differ(config: str, monkeypatch: p
     monkeypatch.setattr("skelops.methods.training.Training.on_load_checkpoint", lambda *args: None)
     second = train(config, "--name", "parts", "--ckpt_path", "last")
     assert losses(straight.folder)[-1] != losses(second.folder)[-1]
+
+
+@pytest.fixture
+def trained(config: str) -> Path:
+    """The checkpoint after one epoch."""
+    return train(config, stop_after=1).folder / "checkpoints/last.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.optimizer.lr", "0.5"], "expected lr 0.01 as in .*last.ckpt, got 0.5"),
+        (["--model.optimizer.weight_decay", "0.3"], "expected weight_decay 0.01 as in .*last.ckpt, got 0.3"),
+        (["--model.optimizer", "torch.optim.Adamax"], "expected AdamW as in .*last.ckpt, got Adamax"),
+    ],
+)
+def test_a_run_resumes_with_its_optimizer_alone(config: str, trained: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(CommandError, match=f"model.optimizer: {message}"):
+        build(["--config", config, "--ckpt_path", "last", *arguments])
+    assert [folder.name for folder in Path("runs/tiny").iterdir()] == ["version_0"]
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("optimizer", "model.optimizer: expected betas .* as in .*, got none"),  # older checkpoints do not name it
+        ("optimizer_states", "holds no state of an optimizer"),
+    ],
+)
+def test_a_checkpoint_without_the_optimizer(config: str, trained: Path, key: str, message: str) -> None:
+    content = torch.load(trained, weights_only=True)
+    del content[key]
+    torch.save(content, trained)
+    with pytest.raises(CommandError, match=message):
+        build(["--config", config, "--ckpt_path", "last", "--model.optimizer=SGD", "--model.optimizer.lr=0.01"])
+
+
+def test_a_run_that_diverges_ends(config: str) -> None:
+    cli = build(["--config", config, "--model.optimizer.lr", "1e30", "--model.warmup", "0"])
+    with pytest.raises(CommandError, match="^loss: expected a finite mean over epoch 1, got (nan|inf): training diver"):
+        cli.fit()
+    assert not (cli.folder / "checkpoints").exists()
 
 
 def test_a_seed_fixes_a_run_and_another_changes_it(config: str) -> None:
@@ -288,3 +332,9 @@ def test_monitor_measures_every_so_many_epochs_and_last(config: str) -> None:
     with (cli.folder / "metrics.csv").open() as file:
         assert [int(row["epoch"]) for row in csv.DictReader(file) if row["knn"]] == [1, 2]
     assert KNNMonitor().every == 5
+
+
+def test_an_epoch_that_resumes_in_its_middle_is_timed() -> None:
+    clock = EpochLines()
+    clock.on_train_start(None, None)  # no epoch starts
+    assert clock.elapsed() >= 0

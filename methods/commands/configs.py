@@ -57,13 +57,16 @@ def layers(name: str, folder: Path = Path(), including: Sequence[Path] = ()) -> 
 
 
 def resolved(arguments: Sequence[str]) -> list[str]:
-    """Arguments of ``skelops train`` with every --config replaced by its layers."""
-    results, rest = [], iter(arguments)
+    """Arguments of ``skelops train`` with every --config replaced by its layers, which come first: every other argument
+    wins over them, wherever it stood."""
+    configs: list[str] = []
+    others: list[str] = []
+    rest = iter(arguments)
     for argument in rest:
         key, given, value = argument.partition("=")
         if key not in ("--config", "-c"):
-            results.append(argument)
+            others.append(argument)
             continue
         name = value if given else next(rest, None)
-        results += [f"--config={layer}" for layer in layers(name)] if name is not None else [argument]
-    return results
+        configs += [f"--config={layer}" for layer in layers(name)] if name is not None else [argument]
+    return configs + others

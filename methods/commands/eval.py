@@ -80,6 +80,8 @@ def main(arguments: Sequence[str]) -> None:
         checkpoint = read_checkpoint(options.checkpoint)
         encoder = load_encoder(checkpoint).to(options.device)
         settings = dict(checkpoint["datamodule_hyper_parameters"])
+        if options.data is not None and settings["source"] == "synthetic":
+            raise ValueError(f"--data: expected none for a checkpoint of the synthetic set, got {options.data}")
         data = SkeletonData(**{**settings, "folder": options.data or settings["folder"]})
         with results_folder(options.out or default_folder(options.checkpoint)) as folder:
             rows = compare(encoder, data, options.probe, options.neighbours)

@@ -19,7 +19,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from skelops.methods.callbacks import AccuracyMonitor, EpochLines, KNNMonitor
-from skelops.methods.checkpoint import check_weights, read_checkpoint
+from skelops.methods.checkpoint import check_optimizer, check_weights, read_checkpoint
 from skelops.methods.commands.configs import resolved
 from skelops.methods.data_module import SkeletonData
 from skelops.methods.evaluation import extract_features, in_batches
@@ -109,12 +109,14 @@ class TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         check_trainer(dict(self.config_init.trainer))
         runs = Path(self.config.runs) / self.config.name
+        optimizer = self.model.new_optimizer()
         self.checkpoint: Path | None = None
         if self.config.ckpt_path is not None:
             last = self.config.ckpt_path == "last"
             self.checkpoint = last_checkpoint(runs) if last else Path(self.config.ckpt_path)
             content, epochs = read_checkpoint(self.checkpoint), self.config.trainer.max_epochs
             check_weights(self.model, content["state_dict"], content["file"])
+            check_optimizer(optimizer, content)
             if epochs is not None and epochs <= content["epoch"] + 1:
                 raise ValueError(
                     f"trainer.max_epochs: expected more than the {content['epoch'] + 1} of the checkpoint, got {epochs}"
@@ -150,6 +152,7 @@ class TrainCLI(LightningCLI):
                 f"data.batch_size: expected at least {framework.least_clips} for {type(framework).__name__},"
                 f" got {batch_size}"
             )
+        self._check_limit(len(self.datamodule.train_dataloader()))
         if framework.encoder_q.layout.name != test.layout:
             raise ValueError(
                 f"model.framework: expected an encoder of layout {test.layout}, got {framework.encoder_q.layout.name}"
@@ -170,6 +173,14 @@ class TrainCLI(LightningCLI):
                     f"model.framework.init_args.frames: expected {frames}, those of the last map, got"
                     f" {framework.frames}"
                 )
+
+    def _check_limit(self, batches: int) -> None:
+        """An epoch of so many batches keeps at least one of them."""
+        settings = self.config_init.trainer
+        name = "overfit_batches" if settings.overfit_batches else "limit_train_batches"
+        limit = settings[name]
+        if limit is not None and limit * batches < 1:
+            raise ValueError(f"trainer.{name}: expected at least one of the {batches} batches of an epoch, got {limit}")
 
     def accuracy(self) -> dict[str, Any] | None:
         """After `fit`, of a classifier on the test split: last and best epoch, and the median seconds of an epoch."""
