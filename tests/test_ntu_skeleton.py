@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from ntu_writer import FIRST_ID, random_frames, skeleton_text, write_recording
 
 from skelops.data import ntu
+from skelops.data.bodies import main_bodies, standing_bodies
 
 pytest.importorskip("skelops.lib._io", reason="the .skeleton parser is not built")
 
@@ -182,7 +183,7 @@ def test_missing_module_says_how_to_build_it(monkeypatch):
 def test_main_bodies_are_the_most_energetic_two():
     frames = random_frames(40, [range(40), range(40), range(40)])
     still = [(FIRST_ID + 9, np.ones((25, 3)))]
-    clip = ntu.main_bodies(ntu.parse(skeleton_text([still + bodies for bodies in frames]).encode()))
+    clip = main_bodies(ntu.parse(skeleton_text([still + bodies for bodies in frames]).encode()))
     assert clip.shape == (40, 2, 25, 3)
     spread = [np.std([bodies[i][1] for bodies in frames], axis=(0, 1)).sum() for i in range(3)]
     first, second = np.argsort(spread)[::-1][:2]
@@ -192,11 +193,47 @@ def test_main_bodies_are_the_most_energetic_two():
 
 def test_main_bodies_keeps_a_person_found_again_on_one_track_and_drops_empty_frames():
     frames = random_frames(12, [range(1, 5), range(6, 11)])
-    clip = ntu.main_bodies(ntu.parse(skeleton_text(frames).encode()))
+    clip = main_bodies(ntu.parse(skeleton_text(frames).encode()))
     assert clip.shape == (9, 2, 25, 3)
     assert clip[:, 0].any((1, 2)).all()
     assert not clip[:, 1].any()
-    assert ntu.main_bodies(ntu.parse(b"2\n0\n0\n")).shape == (0, 2, 25, 3)
+    assert main_bodies(ntu.parse(b"2\n0\n0\n")).shape == (0, 2, 25, 3)
+
+
+def body(height: float, width: float, energy: float) -> np.ndarray:
+    """Joints (12, 25, 3) of a box that grows in depth, away from where it stands."""
+    joints = np.zeros((12, 25, 3))
+    joints[:, 3, 1], joints[:, 7, 0] = height, width
+    joints[:, 5, 2] = energy * np.arange(12)
+    return joints + np.array([3, -1, 2])
+
+
+def test_standing_bodies_leave_out_what_lies_and_hardly_moves():
+    person, second = body(2, 1, 3), body(1, 2, 2.95)
+    table, other = body(1, 2, 1), body(2, 1, 0.5)
+
+    def found(*bodies: np.ndarray) -> np.ndarray:
+        frames = [[(FIRST_ID + i, joints[frame]) for i, joints in enumerate(bodies)] for frame in range(12)]
+        return standing_bodies(ntu.parse(skeleton_text(frames).encode()))
+
+    for bodies, expected in (
+        ([table], [table]),
+        ([table, person], [person]),
+        ([table, other, person], [person, other]),
+        ([other, second, table, person], [person, second]),
+    ):
+        clip = found(*bodies)
+        for track, joints in enumerate(expected):
+            np.testing.assert_allclose(clip[:, track], joints, rtol=1e-5, atol=1e-6)
+        assert not clip[:, len(expected) :].any()
+    assert standing_bodies(ntu.parse(b"2\n0\n0\n")).shape == (0, 2, 25, 3)
+
+
+def test_standing_bodies_have_a_track_each_and_empty_frames_are_dropped():
+    frames = random_frames(12, [range(1, 5), range(6, 11)])
+    clip = standing_bodies(ntu.parse(skeleton_text(frames).encode()))
+    assert sorted(clip.any((2, 3)).sum(0).tolist()) == [4, 5]
+    assert clip.shape == (9, 2, 25, 3)
 
 
 @pytest.fixture

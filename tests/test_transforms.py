@@ -105,6 +105,8 @@ def test_uniform_frames():
     for length, row in enumerate(result, 1):
         assert row.tolist() == [int(t * (length - 1) / 51 + 1e-9) for t in range(52)]
     assert transforms.uniform_frames(x, torch.full((200,), 7), 1).unique().tolist() == [0]
+    spread = transforms.uniform_frames(x, torch.arange(1, 201), 52, last=False)[:, 0, :, 0, 0]
+    assert all(row.tolist() == [t * length // 52 for t in range(52)] for length, row in enumerate(spread, 1))
 
 
 def test_random_frames_are_sorted_valid_and_uniform():

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .bodies import main_bodies, standing_bodies
 from .cache import cache_folder, cached_array, digest
 from .dataset import SkeletonDataset
 from .recipes import check_recipe, prepare, record
 
 NUM_JOINTS = 25
-NUM_BODIES = 2
 #: Of the cache file: another number makes those of earlier versions old.
-FORMAT = 1
+FORMAT = 2
 _BLOCK = 256
 
 _NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})")
@@ -136,27 +136,6 @@ def _raise_all(errors: Sequence[str]) -> None:
         raise ValueError("\n".join(errors[:10]) + more)
 
 
-def main_bodies(recording: Recording) -> np.ndarray:
-    """The two most energetic bodies, (T', 2, 25, 3) float32, of the T' frames that track one of them.
-
-    Energy is the spread of a body's joints: the sum over x, y, z of their standard deviation over its frames, as in
-    ST-GCN's reader. Bodies are laid out in order of energy, each on the first of two tracks that is free in all its
-    frames: a person whom the sensor lost and found again under a new id stays on one track. An empty place is zero.
-    """
-    energy = [recording.joints[recording.bodies == body].std((0, 1)).sum() for body in range(len(recording.ids))]
-    clip = np.zeros((recording.num_frames, NUM_BODIES, NUM_JOINTS, 3), np.float32)
-    taken = np.zeros((recording.num_frames, NUM_BODIES), bool)
-    for body in np.argsort(-np.array(energy), kind="stable"):
-        rows = recording.bodies == body
-        frames = recording.frames[rows]
-        for track in range(NUM_BODIES):
-            if not taken[frames, track].any():
-                clip[frames, track] = recording.joints[rows]
-                taken[frames, track] = True
-                break
-    return clip[taken.any(1)]
-
-
 def _load_names(missing: str | os.PathLike[str] | Collection[str] | None) -> set[str]:
     if missing is None:
         return set()
@@ -173,7 +152,8 @@ def _fields(file: Path) -> tuple[int, ...]:
 
 
 def _read_block(files: Sequence[Path], recipe: str, frames: int | None, align: bool) -> tuple[Tensor, Tensor]:
-    clips = [main_bodies(recording) for recording in read_files(files)]
+    bodies = standing_bodies if recipe == "sds_cl" else main_bodies
+    clips = [bodies(recording) for recording in read_files(files)]
     _raise_all([f"{file}: no body in any frame; name the recording in `missing` to leave it out"
                 for file, clip in zip(files, clips, strict=True) if not len(clip)])  # fmt: skip
     return prepare([torch.from_numpy(clip).permute(3, 0, 2, 1) for clip in clips], recipe, frames, align)
@@ -190,7 +170,8 @@ def load(
     missing: str | os.PathLike[str] | Collection[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
 ) -> SkeletonDataset:
-    """The set as one tensor (N, 3, frames, 25, 2): `main_bodies` of each file, prepared by a recipe.
+    """The set as one tensor (N, 3, frames, 25, 2): `main_bodies` of each file (with recipe "sds_cl" `standing_bodies`),
+    prepared by a recipe.
 
     The first call parses every recording of the benchmark, both splits, into one memory-mapped file in the cache
     folder (38 kB a clip at 64 frames, 180 kB a whole one).

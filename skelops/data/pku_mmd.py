@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .bodies import NUM_BODIES
 from .cache import cache_folder, cached_array, digest
 from .dataset import SkeletonDataset
-from .ntu import NUM_BODIES, NUM_JOINTS
+from .ntu import NUM_JOINTS
 from .recipes import check_recipe, prepare, record
 
 NUM_CLASSES = 51

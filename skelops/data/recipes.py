@@ -1,6 +1,7 @@
 """How clips of Kinect v2 are prepared: centred, turned and brought to a length, as published methods do it."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -89,7 +90,7 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     "scd_net": Recipe(scd_net, center_resize, repeats_bodies=True),
-    "sds_cl": Recipe(sds_cl, uniform_frames),
+    "sds_cl": Recipe(sds_cl, partial(uniform_frames, last=False)),
     "std_cl": Recipe(std_cl, center_resize),
 }
 

@@ -136,16 +136,17 @@ def resize(clips: Tensor, lengths: Tensor, frames: int, starts: Tensor | None = 
     return torch.lerp(_take_frames(clips, before), _take_frames(clips, after), weight)
 
 
-def uniform_frames(clips: Tensor, lengths: Tensor, frames: int) -> Tensor:
-    """Of the first `lengths[n]` frames of each clip, `frames` at equal distances, the first and the last included,
-    rounded down to whole frames.
+def uniform_frames(clips: Tensor, lengths: Tensor, frames: int, last: bool = True) -> Tensor:
+    """Of the first `lengths[n]` frames of each clip, `frames` at equal distances from the first on, rounded down to
+    whole frames.
 
     Args:
         clips: (N, C, T, V, M). lengths: (N,) integers from 1 to T. frames: at least 1.
+        last: the last frame is among them; else they are ``lengths[n] / frames`` apart (DSTA-Net, SDS-CL).
     """
     lengths = _check_lengths(clips, lengths, frames)
     steps = torch.arange(frames, device=clips.device)
-    return _take_frames(clips, steps * (lengths - 1) // max(frames - 1, 1))
+    return _take_frames(clips, steps * (lengths - 1) // max(frames - 1, 1) if last else steps * lengths // frames)
 
 
 def random_frames(
