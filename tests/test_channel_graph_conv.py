@@ -113,6 +113,18 @@ def test_stats(memory_format: torch.memory_format, dtype: torch.dtype) -> None:
 
 @pytest.mark.every_level
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_stats_far_from_zero_are_exact(memory_format: torch.memory_format) -> None:
+    """A BatchNorm takes the difference of E[x^2] and E[x]^2: few floats are added before the sum goes into a double."""
+    x = (10 + torch.randn(2, 40, 64, 25)).contiguous(memory_format=memory_format)
+    no_topology = torch.zeros(2, 1, 2, 25), torch.zeros(2, 1, 2, 25), torch.zeros(1, 40, 2), torch.zeros(1, 40)
+    stats = skelops.channel_graph_conv(x, *no_topology, torch.zeros(1), torch.eye(25)[None], stats=True)
+    wide = stats[0].double()
+    torch.testing.assert_close(stats[1], wide.sum((0, 2, 3)), atol=0, rtol=1e-7)
+    torch.testing.assert_close(stats[2], wide.square().sum((0, 2, 3)), atol=0, rtol=1e-7)
+
+
+@pytest.mark.every_level
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES[::2], ids=str)
 @pytest.mark.usefixtures("kernels")
 def test_gradients_through_stats(memory_format: torch.memory_format, dtype: torch.dtype) -> None:

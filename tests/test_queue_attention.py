@@ -9,6 +9,7 @@ from conftest import check_against_eager
 from torch import Tensor
 
 import skelops
+from skelops import _triton
 from skelops._triton import interpreted
 from skelops.ops.queue_attention import reference
 
@@ -291,3 +292,12 @@ def test_autocast_does_not_lower() -> None:
 def test_bad_input(arguments: tuple, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         skelops.queue_attention(*arguments)
+
+
+def test_a_tile_of_fewer_columns_than_the_queries(kernels: str) -> None:
+    """One program of several that share the columns multiplies all of them, whatever a tuned table says."""
+    if kernels != "triton":
+        pytest.skip("about Triton's tiles")
+    tile = {"BM": 16, "BN": 16, "BD": 16, "BK": 32, "num_warps": 4, "num_stages": 2}
+    with _triton.choosing({"queue_attention": tile}):
+        check(torch.randn(3, 24), unit_queue(50, 24), 1.0)
