@@ -97,8 +97,8 @@ class Op:
 
     Args:
         schema: schema without namespace, e.g. ``"f(Tensor x) -> Tensor"``. An op that writes into its arguments
-            annotates them (``Tensor(a!) queue``) and returns ``()``. Not ``str``, of which torch's stable ABI keeps a
-            copy with every call (2.11 to 2.13).
+            annotates them (``Tensor(a!) queue``) and returns ``()``. Not ``str``, of which torch's stable ABI (2.13)
+            keeps a copy with every call.
         reference: the definition of the op in eager PyTorch, clean in float64.
         outputs: allocates the results (also the fake implementation); None for an op that writes into its arguments.
         weights: names of arguments that autocast leaves as they are: kernels on the CPU round float32 themselves, and

@@ -109,7 +109,7 @@ class TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         check_trainer(dict(self.config_init.trainer))
         runs = Path(self.config.runs) / self.config.name
-        optimizer = self.model.new_optimizer()
+        optimizer = self.model.new_optimizer()  # built once more to train: here it refuses bad settings before a folder
         self.checkpoint: Path | None = None
         if self.config.ckpt_path is not None:
             last = self.config.ckpt_path == "last"

@@ -57,15 +57,20 @@ def standing_bodies(recording: Recording) -> np.ndarray:
     where it is lying in its first frame: where 0.8 of its height (along y) is not more than its width (along x). As
     DSTA-Net's ``prepare/ntu_60/gendata.py``, of which SDS-CL is a fork.
     """
-    bodies = _rows(recording)
-    energy = np.array([_energy(recording.joints[rows] - recording.joints[rows, :1]) for rows in bodies])
+    rows = _rows(recording)
+    energy = np.array([_energy(recording.joints[of] - recording.joints[of, :1]) for of in rows])
+
+    def lies(joints: np.ndarray) -> bool:
+        width, height, _ = np.ptp(joints[0], axis=0)
+        return 0.8 * height <= width
+
+    kept = [
+        of
+        for of, its_energy in sorted(zip(rows, energy, strict=True), key=lambda body: -body[1])
+        if its_energy >= 0.85 * energy.max() or not lies(recording.joints[of])
+    ]
     clip, taken = _empty(recording)
-    track = 0
-    for body in np.argsort(-energy, kind="stable"):
-        rows = bodies[body]
-        width, height, _ = np.ptp(recording.joints[rows][0], axis=0)
-        if track < NUM_BODIES and (energy[body] >= 0.85 * energy.max() or 0.8 * height > width):
-            clip[recording.frames[rows], track] = recording.joints[rows]
-            taken[recording.frames[rows], track] = True
-            track += 1
+    for track, of in enumerate(kept[:NUM_BODIES]):
+        clip[recording.frames[of], track] = recording.joints[of]
+        taken[recording.frames[of], track] = True
     return clip[taken.any(1)]

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .bodies import main_bodies, standing_bodies
+from .bodies import main_bodies
 from .cache import cache_folder, cached_array, digest
 from .dataset import SkeletonDataset
-from .recipes import check_recipe, prepare, record
+from .recipes import RECIPES, check_recipe, prepare, record
 
 NUM_JOINTS = 25
 #: Of the cache file: another number makes those of earlier versions old.
@@ -152,7 +152,7 @@ def _fields(file: Path) -> tuple[int, ...]:
 
 
 def _read_block(files: Sequence[Path], recipe: str, frames: int | None, align: bool) -> tuple[Tensor, Tensor]:
-    bodies = standing_bodies if recipe == "sds_cl" else main_bodies
+    bodies = RECIPES[recipe].bodies if recipe in RECIPES else main_bodies
     clips = [bodies(recording) for recording in read_files(files)]
     _raise_all([f"{file}: no body in any frame; name the recording in `missing` to leave it out"
                 for file, clip in zip(files, clips, strict=True) if not len(clip)])  # fmt: skip

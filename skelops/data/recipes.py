@@ -1,15 +1,21 @@
 """How clips of Kinect v2 are prepared: centred, turned and brought to a length, as published methods do it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from .bodies import main_bodies, standing_bodies
 from .transforms import center_start, first_body, pad, preprocess, present_bodies, resize, uniform_frames
+
+if TYPE_CHECKING:
+    from .ntu import Recording
 
 #: Frames of the longest recording of NTU RGB+D; whole clips that are longer are resized to as many.
 MAX_FRAMES = 300
@@ -81,16 +87,18 @@ def center_resize(clips: Tensor, lengths: Tensor, frames: int, share: float = 0.
 
 
 class Recipe(NamedTuple):
-    """What is done to whole clips (N, 3, T, 25, M), and how those of evaluation come to their frames."""
+    """What is done to whole clips (N, 3, T, 25, M), how those of evaluation come to their frames, and which bodies of a
+    recording make the clip."""
 
     change: Callable[[Tensor], Tensor]
     to_frames: Callable[[Tensor, Tensor, int], Tensor]
     repeats_bodies: bool = False
+    bodies: Callable[[Recording], np.ndarray] = main_bodies
 
 
 RECIPES = {
     "scd_net": Recipe(scd_net, center_resize, repeats_bodies=True),
-    "sds_cl": Recipe(sds_cl, partial(uniform_frames, last=False)),
+    "sds_cl": Recipe(sds_cl, partial(uniform_frames, last=False), bodies=standing_bodies),
     "std_cl": Recipe(std_cl, center_resize),
 }
 
